@@ -1,0 +1,8 @@
+//! fork() for machines.
+#![warn(missing_docs)]
+
+pub mod channel;
+pub mod hypervisor;
+pub mod network;
+pub mod storage;
+pub mod types;

@@ -1,0 +1,13 @@
+//! Names, numbers and sizes that cannot be wrong once they exist.
+
+mod ids;
+mod names;
+mod process;
+mod sizes;
+
+pub use ids::{BaseId, DiskId, SnapshotId, WorkspaceId};
+pub use names::{
+    ImageName, InvalidName, SnapshotName, WorkspaceName, guest_hostname, is_valid_workspace_name,
+};
+pub use process::ProcessRef;
+pub use sizes::{DiskGib, GuestPort, HostPort, InvalidSize, MemoryMib, Resources, VcpuCount};

@@ -1,0 +1,14 @@
+use serde::{Deserialize, Serialize};
+
+/// A process of this host, told apart from a later one of the same number by when it started.
+///
+/// Nothing is signalled or trusted by its number alone: numbers are used again.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ProcessRef {
+    /// Process id.
+    pub pid: u32,
+    /// Start time in clock ticks since boot, field 22 of /proc/PID/stat.
+    pub start_ticks: u64,
+    /// The host's boot id, for ticks begin anew with each boot.
+    pub boot_id: String,
+}

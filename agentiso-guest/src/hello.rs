@@ -1,0 +1,197 @@
+//! The first exchange of every connection: who speaks, which generation, and a nonce that no one else knows.
+//!
+//! A channel can hold bytes of an earlier connection: a client that died in the middle of a message, a machine
+//! restored from a snapshot, a slot that was used again. The connecting side therefore sends a [`Hello`] with 128
+//! fresh random bits and throws away everything it receives until a [`Welcome`] that carries the same bits
+//! ([`WelcomeScanner`]). A hello that is sent again is sent with the same nonce.
+
+use serde::{Deserialize, Serialize};
+
+use crate::limits::MAX_HELLO_SIZE;
+
+/// Bytes in a [`Nonce`].
+pub const NONCE_BYTES: usize = 16;
+
+/// 128 random bits that identify one connection. Written as 32 lower-case hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Nonce([u8; NONCE_BYTES]);
+
+impl Nonce {
+    /// A nonce of the given bytes, which the caller took from a cryptographic random source.
+    pub const fn from_bytes(bytes: [u8; NONCE_BYTES]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes; also the seal that closes every payload of the connection.
+    pub const fn as_bytes(&self) -> &[u8; NONCE_BYTES] {
+        &self.0
+    }
+
+    /// 32 lower-case hexadecimal digits.
+    pub fn to_hex(self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Reads 32 lower-case hexadecimal digits; anything else is `None`.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        let digits = text.as_bytes();
+        if digits.len() != 2 * NONCE_BYTES {
+            return None;
+        }
+        let mut bytes = [0; NONCE_BYTES];
+        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+            *byte = (hex_value(pair[0])? << 4) | hex_value(pair[1])?;
+        }
+        Some(Self(bytes))
+    }
+}
+
+fn hex_value(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        _ => None,
+    }
+}
+
+impl std::fmt::Debug for Nonce {
+    // A nonce is a secret of its connection: whoever knows it can forge a seal.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Nonce(..)")
+    }
+}
+
+impl Serialize for Nonce {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.to_hex())
+    }
+}
+
+impl<'de> Deserialize<'de> for Nonce {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        Self::from_hex(&text)
+            .ok_or_else(|| serde::de::Error::custom("expected 32 lower-case hexadecimal digits"))
+    }
+}
+
+#[cfg(feature = "schema")]
+impl schemars::JsonSchema for Nonce {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Nonce".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": "string", "pattern": "^[0-9a-f]{32}$" })
+    }
+}
+
+/// What the host sends first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Hello {
+    /// Fresh random bits, repeated in the welcome and as the seal of every payload.
+    pub hello: Nonce,
+    /// The host's [`PROTOCOL_GENERATION`](crate::PROTOCOL_GENERATION).
+    pub generation: u32,
+}
+
+/// What the agent answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Welcome {
+    /// The nonce of the hello that this answers. Always the first field, see [`WelcomeScanner`].
+    pub welcome: Nonce,
+    /// The agent's protocol generation.
+    pub generation: u32,
+    /// The agent's version, for people.
+    pub agent: String,
+    /// Whether the agent will serve this connection.
+    pub verdict: Verdict,
+}
+
+/// Whether the agent serves a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The next message is taken as a request.
+    Accepted,
+    /// [`MAX_CONNECTIONS`](crate::limits::MAX_CONNECTIONS) are being served; the connection is closed.
+    Busy,
+    /// The two sides speak different generations; the connection is closed.
+    WrongGeneration,
+}
+
+/// Finds the welcome that answers one hello in a stream that may begin with anything.
+///
+/// Feed it what arrives. It keeps at most [`MAX_HELLO_SIZE`] bytes plus what one call brings, however much is
+/// discarded.
+#[derive(Debug)]
+pub struct WelcomeScanner {
+    /// `{"welcome":"<nonce>"`: no earlier byte of the stream can contain it, for no one knew the nonce.
+    pattern: Vec<u8>,
+    buffer: Vec<u8>,
+}
+
+impl WelcomeScanner {
+    /// A scanner for the answer to the hello with this nonce.
+    pub fn new(nonce: Nonce) -> Self {
+        Self { pattern: format!("{{\"welcome\":\"{}\"", nonce.to_hex()).into_bytes(), buffer: Vec::new() }
+    }
+
+    /// Takes the next bytes of the stream. Returns the welcome and the bytes that followed it, once it is there.
+    ///
+    /// # Errors
+    /// A message that carries the nonce but is not a welcome: the other side is broken.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<Option<(Welcome, Vec<u8>)>, HelloError> {
+        self.buffer.extend_from_slice(bytes);
+        let Some(start) = find(&self.buffer, &self.pattern) else {
+            // Keep what may be the beginning of the pattern, and the length in front of it.
+            let keep = (self.pattern.len() - 1 + 4).min(self.buffer.len());
+            self.buffer.drain(..self.buffer.len() - keep);
+            return Ok(None);
+        };
+        let Some(length_start) = start.checked_sub(4) else { return Err(HelloError::NoLength) };
+        let length = u32::from_be_bytes([
+            self.buffer[length_start],
+            self.buffer[length_start + 1],
+            self.buffer[length_start + 2],
+            self.buffer[length_start + 3],
+        ]);
+        if length > MAX_HELLO_SIZE {
+            return Err(HelloError::TooLong { length });
+        }
+        let end = start + length as usize;
+        if self.buffer.len() < end {
+            return Ok(None);
+        }
+        let welcome = serde_json::from_slice(&self.buffer[start..end]).map_err(HelloError::Malformed)?;
+        let rest = self.buffer[end..].to_vec();
+        self.buffer.clear();
+        Ok(Some((welcome, rest)))
+    }
+}
+
+fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    haystack.windows(needle.len()).position(|window| window == needle)
+}
+
+/// Why a welcome could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum HelloError {
+    /// The nonce came back without a length in front of its message.
+    #[error("the welcome has no length in front of it")]
+    NoLength,
+    /// The welcome says it is longer than [`MAX_HELLO_SIZE`].
+    #[error("the welcome announces {length} bytes, more than {MAX_HELLO_SIZE}")]
+    TooLong {
+        /// What it announces, in bytes.
+        length: u32,
+    },
+    /// The welcome is not the expected JSON.
+    #[error("the welcome is malformed")]
+    Malformed(#[source] serde_json::Error),
+}

@@ -1,0 +1,487 @@
+//! What host and agent say to each other after the hello: one [`Request`] from the host, possibly followed by
+//! [`Input`], and [`Reply`]s from the agent of which exactly one is terminal ([`Reply::is_terminal`]).
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::frame::Message;
+
+/// One operation, the first message of the host after its hello.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// Answered by [`Reply::Done`] at once.
+    Ping,
+    /// Runs a command and streams: [`Reply::Started`], then [`Reply::Stdout`] and [`Reply::Stderr`], then
+    /// [`Reply::Exited`]. Takes [`Input`] meanwhile. A lost connection gives the process group SIGHUP, then SIGKILL.
+    Exec {
+        /// What to run.
+        command: Command,
+        /// Whether [`Input::Stdin`] will follow; otherwise the command reads from /dev/null.
+        stdin: bool,
+        /// A pseudo-terminal of this size instead of pipes: all output is then [`Reply::Stdout`].
+        tty: Option<TtySize>,
+        /// The process group gets SIGKILL after this many milliseconds of guest time.
+        timeout_ms: Option<u64>,
+    },
+    /// Starts a command that goes on without the connection. Answered by [`Reply::Job`].
+    JobStart {
+        /// What to run; it reads from /dev/null.
+        command: Command,
+    },
+    /// Lists background jobs: [`Reply::Jobs`].
+    JobList,
+    /// State and output so far of one job: [`Reply::Stdout`], [`Reply::Stderr`] (the newest bytes kept of each),
+    /// then [`Reply::Job`].
+    JobPoll {
+        /// Which.
+        job: u64,
+    },
+    /// Waits until a job ends, or the time is over: as [`Request::JobPoll`], then.
+    JobWait {
+        /// Which.
+        job: u64,
+        /// Answers "still running" after this many milliseconds.
+        timeout_ms: Option<u64>,
+    },
+    /// Streams a running job as [`Request::Exec`] does, beginning with the output kept. Losing the connection
+    /// leaves the job alone.
+    JobAttach {
+        /// Which.
+        job: u64,
+    },
+    /// Sends a signal to a job's process group. [`Reply::Done`].
+    JobSignal {
+        /// Which.
+        job: u64,
+        /// Signal number, 1-64.
+        signal: u8,
+    },
+    /// Reads a regular file: [`Reply::Data`] as often as needed, then [`Reply::Done`].
+    FileRead {
+        /// Absolute path.
+        path: String,
+        /// First byte.
+        offset: u64,
+        /// Most bytes; all if none.
+        limit: Option<u64>,
+    },
+    /// Writes a file: [`Input::Data`] as often as needed, then [`Input::End`]; answered by [`Reply::Done`]. A new
+    /// content appears all at once at the end (temporary file, rename); a lost connection changes nothing.
+    FileWrite {
+        /// Absolute path. A symbolic link is followed.
+        path: String,
+        /// Permission bits, at most 0o7777; without it a new file gets 0o644 and an old one keeps its own.
+        mode: Option<u32>,
+        /// Makes missing parent folders, mode 0o755.
+        parents: bool,
+    },
+    /// Replaces the first exact occurrence of a text. [`Reply::Done`].
+    FileEdit {
+        /// Absolute path.
+        path: String,
+        /// Must occur; not empty.
+        old: String,
+        /// What takes its place.
+        new: String,
+    },
+    /// Lists a folder: [`Reply::Entries`] as often as needed, then [`Reply::Done`].
+    FileList {
+        /// Absolute path.
+        path: String,
+    },
+    /// Describes one path, without following a symbolic link at its end: [`Reply::Entry`].
+    FileStat {
+        /// Absolute path.
+        path: String,
+    },
+    /// Sends a file or folder as a tar stream: [`Reply::Data`] as often as needed, then [`Reply::Done`].
+    ArchiveRead {
+        /// Absolute path. Entries in the stream are named from its last component on.
+        path: String,
+        /// Follow a symbolic link at the end of `path`.
+        follow: bool,
+    },
+    /// Unpacks a tar stream below a folder: [`Input::Data`], [`Input::End`], answered by [`Reply::Done`].
+    /// No entry is written outside the folder.
+    ArchiveWrite {
+        /// Absolute path of the folder; made if missing.
+        path: String,
+        /// How the stream is packed.
+        compression: Compression,
+        /// Keep the owner, device nodes and extended attributes of the entries (images); otherwise all belongs to root.
+        preserve: bool,
+    },
+    /// Sets environment variables for every later command, in guest memory only; `None` removes one.
+    /// All or nothing. [`Reply::Done`].
+    EnvSet {
+        /// Names and values.
+        vars: BTreeMap<String, Option<String>>,
+    },
+    /// Removes every variable that [`Request::EnvSet`] set. [`Reply::Done`].
+    EnvClear,
+    /// Gives the machine its identity. All of it is in force when [`Reply::Done`] comes; anything that failed is an
+    /// error that names it.
+    Configure(Box<Configuration>),
+    /// Freezes user processes (the agent's own cgroup excepted). [`Reply::Done`] when all are frozen.
+    Freeze {
+        /// Gives up, thaws and answers an error after this many milliseconds.
+        timeout_ms: u64,
+    },
+    /// Lets frozen user processes run again. [`Reply::Done`].
+    Thaw,
+    /// Writes all dirty file system data to the disk. [`Reply::Done`].
+    Sync,
+    /// Ends user processes (SIGTERM, then SIGKILL), unmounts, flushes, powers off. [`Reply::Done`] comes before the
+    /// power goes; the machine then disappears.
+    Shutdown {
+        /// How long user processes have between SIGTERM and SIGKILL, in milliseconds.
+        grace_ms: u64,
+    },
+    /// What the guest is: [`Reply::Info`].
+    Info,
+}
+
+/// A command to run as root in the guest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Command {
+    /// Program and arguments; the program is looked up in PATH if it has no slash. Not empty.
+    pub argv: Vec<String>,
+    /// Environment on top of the machine's.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Absolute path to start in; `/root` if it exists, else `/`, if none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workdir: Option<String>,
+}
+
+/// Size of a terminal, in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct TtySize {
+    /// Characters a line.
+    pub columns: u16,
+    /// Lines.
+    pub rows: u16,
+}
+
+/// How a tar stream is packed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Compression {
+    /// Plain tar.
+    #[default]
+    None,
+    /// gzip.
+    Gzip,
+    /// Zstandard.
+    Zstd,
+    /// Found out from the first bytes.
+    Detect,
+}
+
+/// Identity and surroundings of a machine. What is `None` stays as it is.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct Configuration {
+    /// Host name, 1-63 characters of `[A-Za-z0-9-]`; also written to /etc/hostname and /etc/hosts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// 32 hexadecimal digits for /etc/machine-id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine_id: Option<String>,
+    /// The network card's address and routes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkConfiguration>,
+    /// Wall clock, in nanoseconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time_ns: Option<u64>,
+    /// Hexadecimal digits mixed into the kernel's entropy pool and credited; the pool is reseeded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entropy: Option<String>,
+    /// Grow the root file system to its disk.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub grow_root: bool,
+}
+
+impl std::fmt::Debug for Configuration {
+    // Entropy is a secret and never reaches a log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Configuration")
+            .field("hostname", &self.hostname)
+            .field("network", &self.network)
+            .field("time_ns", &self.time_ns)
+            .field("grow_root", &self.grow_root)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Addresses of the network card.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct NetworkConfiguration {
+    /// Six bytes, `aa:bb:cc:dd:ee:ff`; finds the card. The card keeps its own address if this is `None`.
+    pub mac: Option<String>,
+    /// IPv4 address.
+    pub address: String,
+    /// Bits of the network part, 1-32.
+    pub prefix: u8,
+    /// Default route; none leaves the machine without one.
+    pub gateway: Option<String>,
+    /// Name servers for /etc/resolv.conf.
+    pub dns: Vec<String>,
+    /// Largest packet, in bytes.
+    pub mtu: Option<u32>,
+}
+
+/// What the host sends while an operation runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(tag = "in", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Input {
+    /// Bytes for the command's standard input.
+    Stdin {
+        /// How many raw bytes follow.
+        payload: u32,
+    },
+    /// End of the command's standard input.
+    StdinEnd,
+    /// The terminal has another size.
+    Resize {
+        /// The new size.
+        size: TtySize,
+    },
+    /// A signal for the command's process group.
+    Signal {
+        /// Signal number, 1-64.
+        signal: u8,
+    },
+    /// Bytes of a file or archive.
+    Data {
+        /// How many raw bytes follow.
+        payload: u32,
+    },
+    /// All bytes of the file or archive have been sent: make it so.
+    End,
+}
+
+/// What the agent answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(tag = "re", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Reply {
+    /// The command runs.
+    Started {
+        /// Its process id in the guest.
+        pid: u32,
+    },
+    /// Bytes of its standard output.
+    Stdout {
+        /// How many raw bytes follow.
+        payload: u32,
+    },
+    /// Bytes of its standard error.
+    Stderr {
+        /// How many raw bytes follow.
+        payload: u32,
+    },
+    /// The command ended. Terminal.
+    Exited {
+        /// How.
+        exit: Exit,
+    },
+    /// State of a background job. Terminal.
+    Job {
+        /// The job.
+        job: Job,
+    },
+    /// All background jobs. Terminal.
+    Jobs {
+        /// In order of their start.
+        jobs: Vec<Job>,
+    },
+    /// Bytes of a file or archive.
+    Data {
+        /// How many raw bytes follow.
+        payload: u32,
+    },
+    /// Part of a folder.
+    Entries {
+        /// In no particular order.
+        entries: Vec<Entry>,
+    },
+    /// One path. Terminal.
+    Entry {
+        /// What is there.
+        entry: Entry,
+    },
+    /// What the guest is. Terminal.
+    Info {
+        /// What it is.
+        info: Box<GuestInfo>,
+    },
+    /// The operation is complete. Terminal.
+    Done,
+    /// The operation failed. Terminal. What it had changed is undone, except where the operation says otherwise.
+    Error {
+        /// The kind, for programs.
+        code: ErrorCode,
+        /// What was being done, to what, and what went wrong, for people.
+        message: String,
+    },
+}
+
+impl Reply {
+    /// Whether no reply follows this one.
+    pub fn is_terminal(&self) -> bool {
+        !matches!(
+            self,
+            Self::Started { .. }
+                | Self::Stdout { .. }
+                | Self::Stderr { .. }
+                | Self::Data { .. }
+                | Self::Entries { .. }
+        )
+    }
+}
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Exit {
+    /// It called exit with this status.
+    Code(u8),
+    /// This signal ended it.
+    Signal(u8),
+    /// Its time was over; its process group was killed.
+    TimedOut,
+}
+
+/// A background job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Job {
+    /// Number, counted from 1, never used again while the machine lives.
+    pub id: u64,
+    /// Process id in the guest.
+    pub pid: u32,
+    /// The command, for people; at most 256 bytes.
+    pub command: String,
+    /// How it ended; it runs if `None`.
+    pub exit: Option<Exit>,
+    /// Bytes written to standard output so far.
+    pub stdout_bytes: u64,
+    /// Bytes written to standard error so far.
+    pub stderr_bytes: u64,
+}
+
+/// One entry of a folder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// Its last path component; bytes that are not UTF-8 become U+FFFD.
+    pub name: String,
+    /// What it is.
+    pub kind: EntryKind,
+    /// Size in bytes.
+    pub size: u64,
+    /// Permission bits, at most 0o7777.
+    pub mode: u32,
+    /// Last modification, in seconds since 1970.
+    pub modified: i64,
+    /// Where a symbolic link points.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+}
+
+/// What a path is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum EntryKind {
+    /// Regular file.
+    File,
+    /// Folder.
+    Directory,
+    /// Symbolic link.
+    Symlink,
+    /// Device, socket or FIFO.
+    Other,
+}
+
+/// What the guest says of itself; only as true as the guest is honest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct GuestInfo {
+    /// Kernel release, as `uname -r`.
+    pub kernel: String,
+    /// Host name.
+    pub hostname: String,
+    /// Milliseconds since the kernel started.
+    pub uptime_ms: u64,
+    /// Memory in KiB.
+    pub memory_kib: u64,
+    /// Memory available in KiB.
+    pub memory_available_kib: u64,
+    /// Size of the root file system in bytes.
+    pub root_bytes: u64,
+    /// Free bytes of the root file system.
+    pub root_free_bytes: u64,
+}
+
+/// Kinds of failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// No such file, job or program.
+    NotFound,
+    /// It exists but is no program that can run, or may not be accessed.
+    NotPermitted,
+    /// The request itself is wrong; nothing was done.
+    Invalid,
+    /// It is there already, or in use.
+    Conflict,
+    /// A limit of the agent or of the guest: disk, memory, processes.
+    Exhausted,
+    /// The time given was over.
+    TimedOut,
+    /// Anything else.
+    Failed,
+}
+
+impl Message for Request {
+    fn payload_len(&self) -> u32 {
+        0
+    }
+}
+
+impl Message for Input {
+    fn payload_len(&self) -> u32 {
+        match self {
+            Self::Stdin { payload } | Self::Data { payload } => *payload,
+            Self::StdinEnd | Self::Resize { .. } | Self::Signal { .. } | Self::End => 0,
+        }
+    }
+}
+
+impl Message for Reply {
+    fn payload_len(&self) -> u32 {
+        match self {
+            Self::Stdout { payload } | Self::Stderr { payload } | Self::Data { payload } => *payload,
+            _ => 0,
+        }
+    }
+}
