@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::channel::ChannelDevice;
 use crate::network::Nic;
 use crate::storage::{DiskChain, DiskLayer, LayerId};
-use crate::types::{MemoryMib, ProcessRef, VcpuCount, WorkspaceId};
+use crate::types::{MachineUid, MemoryMib, ProcessRef, VcpuCount, WorkspaceId};
 
 /// Starts, watches and ends machines.
 ///
@@ -97,6 +97,8 @@ pub enum Accelerator {
 pub struct LaunchSpec {
     /// Whose machine.
     pub id: WorkspaceId,
+    /// The user its processes run under; `Some` exactly when the launcher is root.
+    pub uid: Option<MachineUid>,
     /// Virtual CPUs.
     pub vcpus: VcpuCount,
     /// Memory.

@@ -6,7 +6,7 @@ use agentiso_guest::message::NetworkConfiguration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::types::{GuestPort, HostPort, ProcessRef, WorkspaceId};
+use crate::types::{GuestPort, HostPort, MachineUid, ProcessRef, WorkspaceId};
 
 /// Connects machines.
 ///
@@ -82,6 +82,8 @@ pub struct NetworkCapabilities {
 pub struct AttachSpec {
     /// Whose card.
     pub id: WorkspaceId,
+    /// The user its processes run under; `Some` exactly when the caller is root.
+    pub uid: Option<MachineUid>,
     /// What it may reach.
     pub policy: NetworkPolicy,
     /// Forwards that are in force from the start; a port that is taken meanwhile is an error.

@@ -9,5 +9,5 @@ pub use ids::{BaseId, DiskId, SnapshotId, WorkspaceId};
 pub use names::{
     ImageName, InvalidName, SnapshotName, WorkspaceName, guest_hostname, is_valid_workspace_name,
 };
-pub use process::ProcessRef;
+pub use process::{MachineUid, ProcessRef};
 pub use sizes::{DiskGib, GuestPort, HostPort, InvalidSize, MemoryMib, Resources, VcpuCount};

@@ -12,3 +12,9 @@ pub struct ProcessRef {
     /// The host's boot id, for ticks begin anew with each boot.
     pub boot_id: String,
 }
+
+/// A user id that one machine's processes run under, when the process that starts them is root. No two machines of a
+/// host have the same one at the same time, and no account of the host has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct MachineUid(pub u32);
