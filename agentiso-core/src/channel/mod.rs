@@ -8,6 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::types::WorkspaceId;
 
+pub mod client;
 pub mod serial;
 
 /// Reaches the agent of a machine.
