@@ -5,4 +5,6 @@ pub mod channel;
 pub mod hypervisor;
 pub mod network;
 pub mod storage;
+#[cfg(any(test, feature = "testkit"))]
+pub mod testkit;
 pub mod types;
