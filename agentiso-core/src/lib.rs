@@ -4,5 +4,6 @@
 pub mod channel;
 pub mod hypervisor;
 pub mod network;
+pub(crate) mod process;
 pub mod storage;
 pub mod types;
