@@ -174,9 +174,11 @@ impl Detached {
             fcntl_dupfd_cloexec(fd.as_fd(), above)
                 .map_err(|error| prepare("duplicate a descriptor for", error.into()))
         };
-        let (report_read, report_write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-            .map_err(|e| prepare("make a pipe for", e.into()))?;
-        let report_write = lift(&report_write)?;
+        let (report_read, report_low) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .map_err(|error| prepare("make a pipe for", error.into()))?;
+        let report_write = lift(&report_low)?;
+        // Its end is heard when the child has closed the last copy.
+        drop(report_low);
         let executable = lift(&executable)?;
         let ruleset = ruleset.as_ref().map(|fd| lift(fd)).transpose()?;
         let stdin = lift(&null)?;

@@ -224,7 +224,10 @@ fn named_process_is_found_by_its_state_folder_only() {
     let workspace = crate::types::WorkspaceId::random();
     let state = uuid::Uuid::new_v4().simple().to_string();
     let name = crate::process::start_name(&state, workspace);
-    let started = program("/bin/sh", &["-c", "sleep 600", &name]).start().unwrap();
+    let (read, _write) = std::io::pipe().unwrap();
+    let mut detached = program("/bin/sh", &["-c", "read line <&3", &name]);
+    detached.pass(read.into());
+    let started = detached.start().unwrap();
 
     let found = crate::process::named(&state).unwrap();
     let elsewhere = crate::process::named(&state[1..]).unwrap();

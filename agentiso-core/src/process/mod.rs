@@ -16,8 +16,9 @@ mod seccomp;
 mod sys;
 
 pub(crate) use detached::{Detached, SpawnError, Started};
-pub(crate) use landlock::FileRules;
+pub(crate) use landlock::{FileRules, program_folders};
 pub(crate) use scan::{FoundProcess, named, start_name};
+pub(crate) use seccomp::Sockets;
 
 /// What stands between a program started by [`Detached`] and the host, one line each, and what should and does not on
 /// this host, with the reason.

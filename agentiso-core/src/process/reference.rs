@@ -7,7 +7,6 @@ use rustix::{
     io::Errno,
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
-use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::types::ProcessRef;
 
@@ -62,7 +61,7 @@ impl ProcessRef {
         if has_ended(&pidfd) {
             return Ok(true);
         }
-        let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE)?;
+        let pidfd = super::sys::watch(pidfd)?;
         match tokio::time::timeout(limit, pidfd.readable()).await {
             Ok(ready) => ready.map(|_| true),
             Err(_) => Ok(false),

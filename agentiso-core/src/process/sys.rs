@@ -7,6 +7,8 @@ use std::{
     ptr,
 };
 
+use tokio::io::{Interest, unix::AsyncFd};
+
 /// Highest number of a signal, plus one (`_NSIG` of asm/signal.h).
 const SIGNALS: c_int = 65;
 
@@ -350,16 +352,25 @@ fn empty_capability_sets() -> bool {
 /// Puts every signal back to its default and lets all of them through: Rust programs ignore SIGPIPE, and what is
 /// ignored or blocked stays so across exec.
 fn restore_signals() {
-    // SAFETY: all zero is a valid sigaction (SIG_DFL, no flags) and a valid, empty set. Numbers that cannot be
-    // changed are refused without effect.
+    // The kernel's own form: libc's wrapper refuses the signals that it keeps for itself. All zero is SIG_DFL, no
+    // flags, no restorer, an empty mask.
+    let default = [0_u64; 4];
+    let none = 0_u64;
+    let set_bytes: c_ulong = 8;
+    // SAFETY: pointers to a `struct kernel_sigaction` and to a set of the given size. Numbers that cannot be changed
+    // are refused without effect.
     unsafe {
-        let default: libc::sigaction = std::mem::zeroed();
         for signal in 1..SIGNALS {
-            libc::sigaction(signal, &raw const default, ptr::null_mut());
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                &raw const default,
+                ptr::null_mut::<u8>(),
+                set_bytes,
+            );
         }
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+        let how = libc::SIG_SETMASK;
+        libc::syscall(libc::SYS_rt_sigprocmask, how, &raw const none, ptr::null_mut::<u8>(), set_bytes);
     }
 }
 
@@ -378,4 +389,10 @@ pub(super) fn landlock_version() -> u32 {
         )
     };
     u32::try_from(version).unwrap_or(0)
+}
+
+/// Registers a descriptor with the runtime, for becoming readable.
+pub(super) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd is open and names the same file until it is dropped, which the AsyncFd does last.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }
