@@ -4,6 +4,7 @@
 pub mod channel;
 pub mod hypervisor;
 pub mod network;
+pub(crate) mod process;
 pub mod storage;
 #[cfg(any(test, feature = "testkit"))]
 pub mod testkit;
