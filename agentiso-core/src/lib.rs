@@ -4,5 +4,7 @@
 pub mod channel;
 pub mod hypervisor;
 pub mod network;
+#[cfg(feature = "shim")]
+pub mod shim;
 pub mod storage;
 pub mod types;
