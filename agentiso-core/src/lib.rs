@@ -3,6 +3,7 @@
 
 pub mod channel;
 pub mod hypervisor;
+pub mod image;
 pub mod network;
 pub mod storage;
 pub mod types;
