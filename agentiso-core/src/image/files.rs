@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read, Write},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::Path,
 };
 
@@ -146,21 +146,33 @@ impl FileLock {
         }
     }
 
+    /// Removes the lock's file while it is held. Whoever waits for it notices and gets a lock on a new one.
+    pub(super) fn remove(self, path: &Path) {
+        // One that stays does no harm: whoever opens the state folder next finds and removes it.
+        let _ = fs::remove_file(path);
+    }
+
     fn with(path: &Path, operation: FlockOperation) -> io::Result<Self> {
         if let Some(folder) = path.parent() {
             create_private_folder(folder)?;
         }
-        let file = fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)?;
         loop {
+            let mut options = fs::OpenOptions::new();
+            let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
             match flock(&file, operation) {
-                Err(rustix::io::Errno::INTR) => {}
-                result => return result.map(|()| Self { _file: file }).map_err(io::Error::from),
+                Ok(()) => {}
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            // While we waited the file may have been removed, and made anew: nobody looks at ours then.
+            let held = file.metadata()?;
+            match fs::metadata(path) {
+                Ok(named) if (named.dev(), named.ino()) == (held.dev(), held.ino()) => {
+                    return Ok(Self { _file: file });
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
             }
         }
     }

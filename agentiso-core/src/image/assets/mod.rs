@@ -17,7 +17,7 @@ pub(crate) const LIB_FOLDER: &str = "lib";
 
 const VMLINUX: &str = "vmlinux";
 const INITRAMFS: &str = "initramfs";
-const MODULES_TAR: &str = "modules.tar";
+pub(super) const MODULES_TAR: &str = "modules.tar";
 const AGENT: &str = "agentiso-guest";
 const SHIM: &str = "agentiso-shim";
 const MANIFEST: &str = "manifest.json";
@@ -26,7 +26,7 @@ const MANIFEST: &str = "manifest.json";
 #[derive(Clone, Debug)]
 pub struct Assets {
     /// The uncompressed kernel.
-    pub vmlinux: PathBuf,
+    pub kernel: PathBuf,
     /// The first root: agent and modules.
     pub initramfs: PathBuf,
     /// All modules of the kernel, for a machine's /lib/modules.
@@ -66,7 +66,7 @@ impl Assets {
             }
         }
         Ok(Self {
-            vmlinux: lib.join(VMLINUX),
+            kernel: lib.join(VMLINUX),
             initramfs: lib.join(INITRAMFS),
             modules_tar: lib.join(MODULES_TAR),
             agent: lib.join(AGENT),

@@ -100,7 +100,7 @@ fn changed_kernel_makes_everything_that_depends_on_it() {
 fn damaged_files_are_noticed_and_repaired() {
     let fixture = Fixture::new();
     let assets = fixture.install(&fixture.options()).unwrap().assets;
-    for path in [&assets.vmlinux, &assets.initramfs, &assets.shim, &assets.modules_tar] {
+    for path in [&assets.kernel, &assets.initramfs, &assets.shim, &assets.modules_tar] {
         let whole = fs::read(path).unwrap();
         fs::write(path, &whole[..whole.len() - 1]).unwrap();
         let error = Assets::load(&fixture.state()).unwrap_err().to_string();
@@ -111,7 +111,7 @@ fn damaged_files_are_noticed_and_repaired() {
         assert_eq!(fs::read(path).unwrap(), whole);
     }
     // Same size, other content.
-    fs::write(&assets.vmlinux, vec![0; fs::read(&assets.vmlinux).unwrap().len()]).unwrap();
+    fs::write(&assets.kernel, vec![0; fs::read(&assets.kernel).unwrap().len()]).unwrap();
     assert!(fixture.install_again().unwrap().written.contains(&VMLINUX));
 }
 
