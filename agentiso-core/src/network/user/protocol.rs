@@ -2,7 +2,7 @@
 //!
 //! Both ends are built from the same source; the socket lies in a folder that only the state folder's owner enters.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -62,8 +62,8 @@ pub(crate) enum Reply {
     },
     /// The forwards in force.
     Forwards {
-        /// Host's port by guest's port.
-        forwards: BTreeMap<GuestPort, HostPort>,
+        /// The guest's port and the host's. No map: JSON's keys are text, and these are numbers.
+        forwards: Vec<(GuestPort, HostPort)>,
     },
     /// The host's port is taken; nothing was changed.
     PortTaken {
@@ -135,6 +135,14 @@ mod tests {
         assert_eq!(body_len(header(MAX_MESSAGE_BYTES)).unwrap(), MAX_MESSAGE_BYTES);
         assert!(body_len(header(MAX_MESSAGE_BYTES + 1)).is_err());
         assert!(body_len([0xff; 4]).is_err());
+    }
+
+    #[test]
+    fn forwards_survive_the_way() {
+        let forwards = vec![(GuestPort::new(80).unwrap(), HostPort::new(8080).unwrap())];
+        let bytes = encode(&Reply::Forwards { forwards }).unwrap();
+        let back: Reply = serde_json::from_slice(&bytes[4..]).unwrap();
+        assert_eq!(encode(&back).unwrap(), bytes);
     }
 
     #[test]

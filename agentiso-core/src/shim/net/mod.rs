@@ -229,6 +229,8 @@ fn act(
             forwards.remove(core, tcp, guest);
             Reply::Done
         }
-        Request::Forwards => Reply::Forwards { forwards: forwards.ports().clone() },
+        Request::Forwards => Reply::Forwards {
+            forwards: forwards.ports().iter().map(|(&guest, &host)| (guest, host)).collect(),
+        },
     }
 }

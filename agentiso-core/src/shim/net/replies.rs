@@ -17,8 +17,8 @@ use crate::network::user::addresses;
 /// How often a packet may be passed on; nothing passes these on.
 const HOP_LIMIT: u8 = 64;
 
-/// Bytes of the refused packet's content that a refusal quotes (RFC 792).
-const QUOTED_BYTES: usize = 8;
+/// Most bytes of the refused packet's content that a refusal quotes, so that it fits 576 bytes (RFC 1812, 4.3.2.3).
+const QUOTED_BYTES: usize = 576 - IPV4_HEADER_LEN - 8 - IPV4_HEADER_LEN;
 
 /// Longest datagram that fits the link, in bytes.
 pub(super) const MAX_DATAGRAM_BYTES: usize = addresses::MTU as usize - IPV4_HEADER_LEN - UDP_HEADER_LEN;
