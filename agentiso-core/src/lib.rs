@@ -4,5 +4,10 @@
 pub mod channel;
 pub mod hypervisor;
 pub mod network;
+pub(crate) mod process;
+#[cfg(feature = "shim")]
+pub mod shim;
 pub mod storage;
+#[cfg(any(test, feature = "testkit"))]
+pub mod testkit;
 pub mod types;

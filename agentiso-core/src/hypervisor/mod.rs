@@ -30,6 +30,9 @@ pub trait Hypervisor: Send + Sync {
     /// the record is another one: the machine has then exited.
     async fn status(&self, machine: &Machine) -> Result<MachineStatus, HypervisorError>;
 
+    /// Whether the machine's process lives. Asks the kernel only, never the machine: cheap, and never waits.
+    fn is_alive(&self, machine: &Machine) -> bool;
+
     /// Stops the vCPUs. Already paused: no effect. Cancelled: paused or not.
     async fn pause(&self, machine: &Machine) -> Result<(), HypervisorError>;
 
@@ -65,6 +68,10 @@ pub trait Hypervisor: Send + Sync {
     /// Processes that this hypervisor started for this state folder, by the workspace they carry in their name.
     /// For finding those that no record knows.
     async fn processes(&self) -> Result<Vec<(WorkspaceId, ProcessRef)>, HypervisorError>;
+
+    /// Ends a process that [`Hypervisor::processes`] listed, and waits until it is gone. Gone already, or another
+    /// process has its number by now: no effect.
+    async fn kill_process(&self, process: &ProcessRef) -> Result<(), HypervisorError>;
 }
 
 /// What a hypervisor is and can do.
