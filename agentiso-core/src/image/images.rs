@@ -190,6 +190,29 @@ impl Images {
         self.make(Plan { name, source, disk }, move || tar_root(input), progress).await
     }
 
+    /// Enters an image without content, for workspaces whose machines are fakes.
+    #[cfg(any(test, feature = "testkit"))]
+    pub(crate) async fn add_empty(&self, name: ImageName, bytes: u64) -> Result<BaseId, ImageError> {
+        let base = BaseId::random();
+        let failed = |source| ImageError::Storage { operation: "make", image: name.clone(), source };
+        self.site.storage.begin_base(base, bytes).await.map_err(failed)?;
+        let sealed = self.site.storage.seal_base(base).await.map_err(failed)?;
+        let nothing = super::files::Sha256Writer::default().finish();
+        let image = Image::from(NewImage {
+            name: name.clone(),
+            base,
+            source: ImageSource::Tar { file: None },
+            bytes: sealed.bytes,
+            used_bytes: sealed.used_bytes,
+            tar_bytes: 0,
+            tar_sha256: nothing.clone(),
+            kernel_release: String::new(),
+            modules_sha256: nothing,
+            has_shell: true,
+        });
+        self.publish(&image).await.map(|()| base)
+    }
+
     /// Waits until no build is under way any more, abandoned ones included.
     pub async fn idle(&self) {
         drop(self.builds.acquire_many(MAX_BUILDS).await);

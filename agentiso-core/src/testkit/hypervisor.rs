@@ -100,6 +100,10 @@ impl Hypervisor for FakeHypervisor {
             .await
     }
 
+    fn is_alive(&self, machine: &Machine) -> bool {
+        self.host.state().running(machine).is_some()
+    }
+
     async fn pause(&self, machine: &Machine) -> Result<(), HypervisorError> {
         self.host
             .call("hypervisor.pause", |state| {
@@ -199,6 +203,18 @@ impl Hypervisor for FakeHypervisor {
                 };
                 let skipped = text.len().saturating_sub(usize::try_from(max_bytes).unwrap_or(usize::MAX));
                 Ok(text.as_bytes()[skipped..].to_vec())
+            })
+            .await
+    }
+
+    async fn kill_process(&self, process: &ProcessRef) -> Result<(), HypervisorError> {
+        self.host
+            .call("hypervisor.kill_process", |state| {
+                if state.machines.get(&process.pid).is_some_and(|machine| machine.record.process == *process)
+                {
+                    state.end_machine(process.pid);
+                }
+                Ok(())
             })
             .await
     }

@@ -33,6 +33,7 @@ mod faults;
 mod guest;
 mod host;
 mod hypervisor;
+mod image;
 mod network;
 mod storage;
 
@@ -42,5 +43,6 @@ pub use faults::{Fault, Faults, InjectedFault, METHODS};
 pub use guest::{FakeFile, FakeGuest};
 pub use host::FakeHost;
 pub use hypervisor::FakeHypervisor;
+pub use image::add_image;
 pub use network::FakeNetwork;
 pub use storage::FakeStorage;

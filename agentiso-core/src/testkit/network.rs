@@ -192,6 +192,18 @@ impl Network for FakeNetwork {
             .await
     }
 
+    async fn kill_process(&self, process: &ProcessRef) -> Result<(), NetworkError> {
+        self.host
+            .call("network.kill_process", |state| {
+                if let Some(card) = state.cards.get_mut(&process.pid).filter(|card| card.process == *process)
+                {
+                    card.alive = false;
+                }
+                Ok(())
+            })
+            .await
+    }
+
     async fn processes(&self) -> Result<Vec<(WorkspaceId, ProcessRef)>, NetworkError> {
         self.host
             .call("network.processes", |state| {
