@@ -1,0 +1,4 @@
+//! x
+
+pub(crate) mod addresses;
+pub(crate) mod protocol;
