@@ -33,7 +33,7 @@ pub(crate) struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    // Init(commands::init::InitArgs),
+    Init(commands::init::InitArgs),
     Run(commands::run::RunArgs),
     Create(commands::create::CreateArgs),
     Ls(commands::list::LsArgs),
@@ -52,7 +52,7 @@ pub(crate) enum Command {
     Fork(commands::fork::ForkArgs),
     Port(commands::port::PortArgs),
     Policy(commands::policy::PolicyArgs),
-    // Image(commands::image::ImageArgs),
+    Image(commands::image::ImageArgs),
     Prune(commands::prune::PruneArgs),
     // Doctor(commands::doctor::DoctorArgs),
     Completions(commands::completions::CompletionsArgs),

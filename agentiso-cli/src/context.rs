@@ -42,6 +42,7 @@ impl Context {
     pub(crate) async fn close(&self) {
         if let Some(host) = self.host.get() {
             host.close().await;
+            host.images().idle().await;
         }
     }
 }

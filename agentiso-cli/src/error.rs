@@ -5,6 +5,7 @@ use std::{io, process::ExitCode};
 use agentiso_core::{
     ErrorKind,
     channel::client::{ErrorCode, GuestError},
+    image::{AssetError, ImageError},
 };
 use serde_json::json;
 
@@ -55,6 +56,18 @@ pub(crate) enum CliError {
     },
 }
 
+impl From<ImageError> for CliError {
+    fn from(error: ImageError) -> Self {
+        Self::Engine(error.into())
+    }
+}
+
+impl From<AssetError> for CliError {
+    fn from(error: AssetError) -> Self {
+        ImageError::from(error).into()
+    }
+}
+
 impl CliError {
     /// Something on this side of the library.
     pub(crate) fn local(doing: impl Into<String>, source: io::Error) -> Self {
@@ -103,8 +116,12 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
+        let message = error.to_string();
+        // Transparent wrappers repeat what is already there.
+        if !text.ends_with(&message) {
+            text.push_str(": ");
+            text.push_str(&message);
+        }
         cause = error.source();
     }
     text

@@ -7,8 +7,8 @@ pub(crate) mod create;
 // pub(crate) mod doctor;
 pub(crate) mod exec;
 pub(crate) mod fork;
-// pub(crate) mod image;
-// pub(crate) mod init;
+pub(crate) mod image;
+pub(crate) mod init;
 pub(crate) mod lifecycle;
 pub(crate) mod list;
 pub(crate) mod logs;
@@ -36,7 +36,7 @@ pub(crate) async fn dispatch(
         Command::Run(args) => run::run(args, context).await,
         Command::Exec(args) => exec::exec(args, context).await,
         Command::Shell(args) => exec::shell(args, context).await,
-        // Command::Init(args) => interruptible(init::init(args, context)).await,
+        Command::Init(args) => interruptible(init::init(args, context)).await,
         Command::Create(args) => interruptible(create::create(args, context)).await,
         Command::Ls(args) => interruptible(list::ls(args, context)).await,
         Command::Info(args) => interruptible(list::info(args, context)).await,
@@ -52,7 +52,7 @@ pub(crate) async fn dispatch(
         Command::Fork(args) => interruptible(fork::fork(args, context)).await,
         Command::Port(args) => interruptible(port::port(args, context)).await,
         Command::Policy(args) => interruptible(policy::policy(args, context)).await,
-        // Command::Image(args) => interruptible(image::image(args, context)).await,
+        Command::Image(args) => interruptible(image::image(args, context)).await,
         Command::Prune(args) => interruptible(prune::prune(args, context)).await,
         // Command::Doctor(args) => interruptible(doctor::doctor(args, context)).await,
         Command::Completions(args) => completions::completions(&args),
