@@ -4,6 +4,7 @@
 mod backends;
 pub mod channel;
 mod config;
+pub mod doctor;
 mod error;
 pub mod hypervisor;
 pub mod image;

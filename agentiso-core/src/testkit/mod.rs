@@ -36,6 +36,8 @@ mod hypervisor;
 mod image;
 mod network;
 mod storage;
+#[cfg(test)]
+mod tests;
 
 pub use agent::serve_agent;
 pub use channel::FakeChannel;

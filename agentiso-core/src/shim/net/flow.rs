@@ -129,7 +129,8 @@ impl Flow {
             }
             Ok(_) => {}
             // Not connected yet: the event was about something else.
-            Err(_) => return None,
+            Err(Errno::NOTCONN) => return None,
+            Err(error) => return Some(Ending::Failed(error)),
         }
         let syn = std::mem::take(syn);
         let local = (self.key.peer, self.key.peer_port);

@@ -60,19 +60,19 @@ const MEMORY_BYTES: u64 = 384 * 1024 * 1024;
 pub(super) fn main() -> io::Result<()> {
     let [link, control] = [sys::inherited(3)?, sys::inherited(4)?];
     let mut shim = Shim::new(link, control)?;
+    shim.tables_for(descriptor_limit());
     confine::confine(confine::Allowance {
         network: true,
         file_bytes: 0,
         descriptors: MAX_DESCRIPTORS as u64,
         memory_bytes: MEMORY_BYTES,
     })?;
-    shim.tables_for(descriptor_limit());
     shim.run()
 }
 
-/// How many descriptors this process may have.
+/// How many descriptors this process may have, if it asks for all.
 fn descriptor_limit() -> usize {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
     limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(MAX_DESCRIPTORS)
 }
 

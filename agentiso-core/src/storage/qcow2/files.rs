@@ -255,7 +255,6 @@ impl Folder {
     }
 
     #[cfg(not(test))]
-    #[allow(clippy::unused_self, clippy::unnecessary_wraps, reason = "tests stop here")]
     pub(super) fn step(&self) -> io::Result<()> {
         Ok(())
     }

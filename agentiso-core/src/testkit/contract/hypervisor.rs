@@ -57,6 +57,7 @@ macro_rules! hypervisor_contract {
                 log_tail_is_the_newest_bytes,
                 log_of_an_unknown_folder_is_empty,
                 running_machines_are_listed,
+                listed_process_is_killed_by_its_identity_alone,
             ]
         );
     };
@@ -81,6 +82,7 @@ pub async fn launched_machine_runs(fixture: &dyn HypervisorFixture) {
     assert_eq!(machine.id, id);
     assert_eq!(machine.run_dir, run_dir);
     assert_eq!(status(&*hypervisor, &machine).await, MachineStatus::Running);
+    assert!(hypervisor.is_alive(&machine));
     hypervisor.kill(&machine).await.unwrap();
 }
 
@@ -256,6 +258,7 @@ pub async fn crash_is_noticed(fixture: &dyn HypervisorFixture) {
     });
 
     assert!(exited.unwrap());
+    assert!(!hypervisor.is_alive(&machine));
     assert_eq!(status(&*hypervisor, &machine).await, MachineStatus::Exited);
     assert!(!is_listed(&*hypervisor, &machine).await);
     hypervisor.kill(&machine).await.unwrap();
@@ -286,6 +289,7 @@ pub async fn operations_on_an_exited_machine_say_gone(fixture: &dyn HypervisorFi
 
 /// Asserts that nothing is left of a machine but logs.
 async fn assert_removed(hypervisor: &dyn Hypervisor, machine: &Machine) {
+    assert!(!hypervisor.is_alive(machine));
     assert_eq!(status(hypervisor, machine).await, MachineStatus::Exited);
     assert!(hypervisor.wait_exit(machine, Duration::ZERO).await.unwrap());
     let of_it: Vec<_> =
@@ -341,6 +345,7 @@ pub async fn another_process_of_the_same_number_is_not_the_machine(fixture: &dyn
     earlier_boot.process.boot_id = "00000000-0000-0000-0000-000000000000".to_owned();
 
     for other in [earlier, earlier_boot] {
+        assert!(!hypervisor.is_alive(&other));
         assert_eq!(status(&*hypervisor, &other).await, MachineStatus::Exited);
         assert!(hypervisor.wait_exit(&other, Duration::ZERO).await.unwrap());
         hypervisor.kill(&other).await.unwrap();
@@ -395,4 +400,22 @@ pub async fn running_machines_are_listed(fixture: &dyn HypervisorFixture) {
     assert!(!is_listed(&*hypervisor, &one).await);
     assert!(is_listed(&*hypervisor, &other).await);
     hypervisor.kill(&other).await.unwrap();
+}
+
+/// "Ends a process that `processes` listed, and waits until it is gone." "Another process has its number by now: no
+/// effect."
+pub async fn listed_process_is_killed_by_its_identity_alone(fixture: &dyn HypervisorFixture) {
+    let hypervisor = fixture.open().await;
+    let machine = hypervisor.launch(fixture.spec().await).await.unwrap();
+    let mut earlier = machine.process.clone();
+    earlier.start_ticks -= 1;
+
+    hypervisor.kill_process(&earlier).await.unwrap();
+    assert!(hypervisor.is_alive(&machine));
+    for _ in 0..2 {
+        fixture.open().await.kill_process(&machine.process).await.unwrap();
+        assert!(!hypervisor.is_alive(&machine));
+    }
+
+    hypervisor.kill(&machine).await.unwrap();
 }

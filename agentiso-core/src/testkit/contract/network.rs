@@ -74,6 +74,7 @@ macro_rules! network_contract {
                 detach_of_a_crashed_attachment_removes_the_rest,
                 attachments_do_not_affect_each_other,
                 processes_carry_the_workspace,
+                listed_process_is_killed_by_its_identity_alone,
             ]
         );
     };
@@ -411,4 +412,28 @@ pub async fn processes_carry_the_workspace(fixture: &dyn NetworkFixture) {
         assert!(owner == id || before.contains(&(owner, process)), "{owner}");
     }
     assert!(after.into_iter().all(|(owner, _)| owner != id));
+}
+
+/// "Ends a process that `processes` listed, and waits until it is gone." "Another process has its number by now: no
+/// effect."
+pub async fn listed_process_is_killed_by_its_identity_alone(fixture: &dyn NetworkFixture) {
+    let network = fixture.open().await;
+    let attachment = attach(&*network, fixture).await;
+    let id = attachment.record.id;
+    let listed = async || network.processes().await.unwrap().into_iter().filter(|(owner, _)| *owner == id);
+
+    for (_, process) in listed().await {
+        let mut earlier = process.clone();
+        earlier.start_ticks -= 1;
+        network.kill_process(&earlier).await.unwrap();
+    }
+    assert!(network.is_alive(&attachment.record).await.unwrap());
+    for (_, process) in listed().await {
+        for _ in 0..2 {
+            fixture.open().await.kill_process(&process).await.unwrap();
+        }
+    }
+
+    assert_eq!(listed().await.count(), 0);
+    network.detach(&attachment.record).await.unwrap();
 }

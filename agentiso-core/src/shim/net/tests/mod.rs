@@ -4,6 +4,7 @@
 //! says that it was skipped where it cannot (see `lab`).
 
 mod bulk;
+mod confined;
 mod forwards;
 mod guest;
 mod hostile;
