@@ -1,6 +1,8 @@
 //! Running the built `agentiso` as people do.
 #![allow(dead_code, reason = "each test binary uses part of it")]
 
+pub(crate) mod vm;
+
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
