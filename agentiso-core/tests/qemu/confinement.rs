@@ -7,6 +7,8 @@ use agentiso_core::{
     types::ProcessRef,
 };
 
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+
 use crate::{
     fixture::{Fixture, is_root},
     machines::fixture,
@@ -149,5 +151,71 @@ async fn state_folder_stays_closed_to_machines() {
         }
     }
     assert_eq!(fs::metadata(fixture.path()).unwrap().mode() & 0o077, 0);
+    qemu.kill(&machine).await.unwrap();
+}
+
+/// Has QEMU itself try something, over the control socket that operations leave alone; returns what it answered.
+async fn have_qemu_try(machine: &Machine, command: &str, arguments: serde_json::Value) -> String {
+    let socket = tokio::net::UnixStream::connect(machine.run_dir.join("qmp2")).await.unwrap();
+    let (read, mut write) = socket.into_split();
+    let mut lines = BufReader::new(read).lines();
+    let greeting = lines.next_line().await.unwrap().unwrap();
+    assert!(greeting.contains("QMP"), "{greeting}");
+    let attempt = serde_json::json!({ "execute": command, "arguments": arguments, "id": 2 });
+    let commands = format!("{{\"execute\": \"qmp_capabilities\", \"id\": 1}}\n{attempt}\n");
+    write.write_all(commands.as_bytes()).await.unwrap();
+    loop {
+        let line = lines.next_line().await.unwrap().unwrap();
+        if line.contains("\"id\": 2") {
+            return line;
+        }
+    }
+}
+
+fn file_node(path: &str) -> serde_json::Value {
+    serde_json::json!({ "driver": "file", "node-name": "attempt", "filename": path, "read-only": true })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn machine_cannot_open_files_of_the_host() {
+    let fixture = fixture!();
+    let qemu = fixture.qemu().await;
+    let other = fixture.new_spec().await.disk.layers[0].path.clone();
+    let machine = qemu.launch(fixture.new_spec().await).await.unwrap();
+    // Readable by anyone as far as its mode goes: what keeps it closed is not the user id.
+    let public = tempfile::Builder::new().prefix("agentiso-public-").tempfile().unwrap();
+    fs::write(public.path(), [0; 512]).unwrap();
+    crate::fixture::set_mode(public.path(), 0o666);
+
+    for path in
+        ["/etc/passwd", public.path().to_str().unwrap(), other.to_str().unwrap(), "/proc/self/environ"]
+    {
+        let answer = have_qemu_try(&machine, "blockdev-add", file_node(path)).await;
+        assert!(answer.contains("Permission denied"), "{path}: {answer}");
+    }
+    qemu.kill(&machine).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn machine_cannot_make_sockets() {
+    let fixture = fixture!();
+    let qemu = fixture.qemu().await;
+    let machine = qemu.launch(fixture.new_spec().await).await.unwrap();
+    let folder = fixture.new_folder("listening");
+    let unix_path = folder.join("socket");
+    let unix = std::os::unix::net::UnixListener::bind(&unix_path).unwrap();
+    let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = tcp.local_addr().unwrap().port().to_string();
+
+    for backend in [
+        serde_json::json!({"type": "socket", "data": {"server": false, "addr": {"type": "inet", "data": {"host": "127.0.0.1", "port": port}}}}),
+        serde_json::json!({"type": "socket", "data": {"server": false, "addr": {"type": "unix", "data": {"path": unix_path}}}}),
+        serde_json::json!({"type": "udp", "data": {"remote": {"type": "inet", "data": {"host": "127.0.0.1", "port": port}}}}),
+    ] {
+        let arguments = serde_json::json!({ "id": "attempt", "backend": backend });
+        let answer = have_qemu_try(&machine, "chardev-add", arguments).await;
+        assert!(answer.contains("error") && answer.contains("ot permitted"), "{backend}: {answer}");
+    }
+    drop((unix, tcp));
     qemu.kill(&machine).await.unwrap();
 }

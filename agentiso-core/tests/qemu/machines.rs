@@ -51,7 +51,7 @@ async fn failed_launch_shows_what_qemu_said() {
         fixture.qemu().await.launch(LaunchSpec { kernel: garbage, ..fixture.new_spec().await }).await;
 
     let text = result.unwrap_err().to_string();
-    assert!(text.contains("the end of its log") && text.contains("qemu-system-x86_64:"), "{text}");
+    assert!(text.contains("QEMU ended") && text.contains("the end of its log:\nqemu"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
