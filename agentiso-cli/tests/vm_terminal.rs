@@ -39,7 +39,8 @@ impl Window {
         // A session of its own whose terminal this is: only so does it hear of another size.
         let mut command = Command::new("setsid");
         command
-            .args(["--ctty", "--wait", env!("CARGO_BIN_EXE_agentiso")])
+            .args(["--ctty", "--wait"])
+            .arg(cli.program())
             .args(arguments)
             .env("AGENTISO_HOME", cli.home())
             .env("TERM", "xterm-256color")

@@ -10,8 +10,12 @@ use std::{
 
 use serde_json::Value;
 
+/// What cargo built along with these tests.
+const BUILT: &str = env!("CARGO_BIN_EXE_agentiso");
+
 /// The program, with a state folder.
 pub(crate) struct Cli {
+    program: PathBuf,
     home: PathBuf,
     /// Removed with the value.
     _folder: Option<tempfile::TempDir>,
@@ -21,12 +25,21 @@ impl Cli {
     /// With a state folder of its own, in which there is nothing yet.
     pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        Self { home: folder.path().join("state"), _folder: Some(folder) }
+        Self { program: BUILT.into(), home: folder.path().join("state"), _folder: Some(folder) }
     }
 
     /// With this state folder.
     pub(crate) fn at(home: impl Into<PathBuf>) -> Self {
-        Self { home: home.into(), _folder: None }
+        Self { program: BUILT.into(), home: home.into(), _folder: None }
+    }
+
+    /// The same, as this program.
+    pub(crate) fn with_program(self, program: impl Into<PathBuf>) -> Self {
+        Self { program: program.into(), ..self }
+    }
+
+    pub(crate) fn program(&self) -> &Path {
+        &self.program
     }
 
     pub(crate) fn home(&self) -> &Path {
@@ -35,7 +48,7 @@ impl Cli {
 
     /// The program with these arguments, not yet started: nothing on standard input, output kept.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_agentiso"));
+        let mut command = Command::new(&self.program);
         command
             .args(arguments)
             .env("AGENTISO_HOME", &self.home)
