@@ -83,9 +83,10 @@ fn state_folder(path: &Path) -> Result<String, (String, String)> {
     let shown = path.display();
     let user = rustix::process::geteuid().as_raw();
     match std::fs::metadata(path) {
-        Ok(metadata) if metadata.uid() != user => {
-            Err((format!("{shown} belongs to user {}", metadata.uid()), "set AGENTISO_HOME to a folder of your own".into()))
-        }
+        Ok(metadata) if metadata.uid() != user => Err((
+            format!("{shown} belongs to user {}", metadata.uid()),
+            "set AGENTISO_HOME to a folder of your own".into(),
+        )),
         Ok(metadata) if metadata.mode() & 0o077 != 0 => {
             Err((format!("{shown} is open to others"), format!("chmod 700 {shown}")))
         }
@@ -172,7 +173,8 @@ fn free_space(state: &Path, doctor: &mut Doctor) {
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     let detail = format!("{} GiB", free >> 30);
     let status = if free < LOW_SPACE_BYTES { CheckStatus::Warning } else { CheckStatus::Ok };
-    let remedy = (free < LOW_SPACE_BYTES).then(|| "`agentiso prune` removes images that no workspace uses".into());
+    let remedy =
+        (free < LOW_SPACE_BYTES).then(|| "`agentiso prune` removes images that no workspace uses".into());
     doctor.add("free space", status, detail, remedy);
 }
 

@@ -288,7 +288,9 @@ impl Error {
             }
             Self::SnapshotExists { .. } => "choose another name, or delete the old snapshot".into(),
             Self::TooManySnapshots { .. } => "delete a snapshot that is no longer needed".into(),
-            Self::SnapshotInUse { .. } | Self::Image(ImageError::InUse { .. }) => "remove those workspaces first".into(),
+            Self::SnapshotInUse { .. } | Self::Image(ImageError::InUse { .. }) => {
+                "remove those workspaces first".into()
+            }
             Self::DiskTooSmall { needed_gb, .. } => format!("ask for a disk of {needed_gb} GiB or more"),
             Self::WrongState { remedy, .. } | Self::Parameters { remedy, .. } => remedy.clone(),
             Self::Busy { .. } => "try again when the other operation has ended".into(),

@@ -25,7 +25,7 @@ pub use config::{Config, Layout};
 pub use error::{Error, ErrorKind};
 pub use store::StoreError;
 pub use workspace::{
-    ForkFailure, ForkOrigin, ForkReport, ForkSpec, ForkWorker, Host, Isolation, MAX_FORKS,
-    MAX_SNAPSHOTS, PolicyChange, PortForward, PruneReport, Pruned, RestoreReport, SnapshotInfo, SnapshotSpec,
-    Workspace, WorkspaceInfo, WorkspaceSpec, WorkspaceState, WorkspaceSummary,
+    ForkFailure, ForkOrigin, ForkReport, ForkSpec, ForkWorker, Host, Isolation, MAX_FORKS, MAX_SNAPSHOTS,
+    PolicyChange, PortForward, PruneReport, Pruned, RestoreReport, SnapshotInfo, SnapshotSpec, Workspace,
+    WorkspaceInfo, WorkspaceSpec, WorkspaceState, WorkspaceSummary,
 };

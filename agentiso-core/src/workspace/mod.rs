@@ -20,7 +20,6 @@ pub use info::{
     RestoreReport, SnapshotInfo, WorkspaceInfo, WorkspaceState, WorkspaceSummary,
 };
 pub use lifecycle::PolicyChange;
-pub(crate) use lock::WorkspaceLock;
 pub use spec::{ForkSpec, MAX_FORKS, MAX_SNAPSHOTS, SnapshotSpec, WorkspaceSpec};
 
 #[cfg(test)]

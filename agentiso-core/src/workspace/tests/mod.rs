@@ -73,7 +73,8 @@ impl Scene {
         found.extend(backends.network.processes().await.unwrap().iter().map(|p| format!("network {p:?}")));
         let layout = self.config().layout();
         for folder in [layout.run(), layout.locks()] {
-            let names = std::fs::read_dir(folder).unwrap().map(|entry| format!("{:?}", entry.unwrap().path()));
+            let names =
+                std::fs::read_dir(folder).unwrap().map(|entry| format!("{:?}", entry.unwrap().path()));
             // The catalogue of images has one lock that stays.
             found.extend(names.filter(|name| !name.contains("images.lock")));
         }
