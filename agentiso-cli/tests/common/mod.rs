@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses part of it")]
 
 pub(crate) mod vm;
+pub(crate) mod window;
 
 use std::{
     os::unix::fs::{DirBuilderExt, PermissionsExt},
