@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::channel::ChannelError;
 use crate::hypervisor::HypervisorError;
-use crate::image::CatalogError;
+use crate::image::{CatalogError, ImageError};
 use crate::network::NetworkError;
 use crate::storage::StorageError;
 use crate::store::StoreError;
@@ -103,14 +103,6 @@ pub enum Error {
         workspace: String,
         /// The snapshot.
         snapshot: String,
-        /// Names of the workspaces that need it.
-        dependents: Vec<String>,
-    },
-    /// Workspaces were made from the image.
-    #[error("image {image} is what {} began from", dependents.join(", "))]
-    ImageInUse {
-        /// The image.
-        image: String,
         /// Names of the workspaces that need it.
         dependents: Vec<String>,
     },
@@ -235,9 +227,9 @@ pub enum Error {
     /// Channels.
     #[error(transparent)]
     Channel(#[from] ChannelError),
-    /// The catalogue of images.
+    /// Base images.
     #[error(transparent)]
-    Catalog(#[from] CatalogError),
+    Image(#[from] ImageError),
     /// A part of the engine panicked; a defect.
     #[error("a task of agentiso ended unexpectedly")]
     Panicked(#[source] tokio::task::JoinError),
@@ -259,13 +251,12 @@ impl Error {
             | Self::SnapshotExists { .. }
             | Self::TooManySnapshots { .. }
             | Self::SnapshotInUse { .. }
-            | Self::ImageInUse { .. }
             | Self::WrongState { .. }
             | Self::Busy { .. }
             | Self::ForkOfRunning { .. }
             | Self::NotFlushed { .. }
             | Self::Abandoned { .. }
-            | Self::Catalog(CatalogError::NotFound { .. })
+            | Self::Image(ImageError::Catalog(CatalogError::NotFound { .. }) | ImageError::InUse { .. })
             | Self::Store(StoreError::NameTaken { .. } | StoreError::PortTaken { .. })
             | Self::Network(
                 NetworkError::PortTaken { .. }
@@ -285,7 +276,7 @@ impl Error {
             }
             Self::NoSuchWorkspace { .. } => "`agentiso ls` lists the workspaces".into(),
             Self::AmbiguousId { .. } => "give more digits of the id, or the name".into(),
-            Self::Catalog(CatalogError::NotFound { .. }) => {
+            Self::Image(ImageError::Catalog(CatalogError::NotFound { .. })) => {
                 "`agentiso image ls` lists the images; `agentiso image build debian` makes the default one"
                     .into()
             }
@@ -297,7 +288,9 @@ impl Error {
             }
             Self::SnapshotExists { .. } => "choose another name, or delete the old snapshot".into(),
             Self::TooManySnapshots { .. } => "delete a snapshot that is no longer needed".into(),
-            Self::SnapshotInUse { .. } | Self::ImageInUse { .. } => "remove those workspaces first".into(),
+            Self::SnapshotInUse { .. } | Self::Image(ImageError::InUse { .. }) => {
+                "remove those workspaces first".into()
+            }
             Self::DiskTooSmall { needed_gb, .. } => format!("ask for a disk of {needed_gb} GiB or more"),
             Self::WrongState { remedy, .. } | Self::Parameters { remedy, .. } => remedy.clone(),
             Self::Busy { .. } => "try again when the other operation has ended".into(),

@@ -4,6 +4,7 @@
 mod backends;
 pub mod channel;
 mod config;
+pub mod doctor;
 mod error;
 pub mod hypervisor;
 pub mod image;
@@ -24,7 +25,7 @@ pub use config::{Config, Layout};
 pub use error::{Error, ErrorKind};
 pub use store::StoreError;
 pub use workspace::{
-    ForkFailure, ForkOrigin, ForkReport, ForkSpec, ForkWorker, Host, Images, Isolation, MAX_FORKS,
-    MAX_SNAPSHOTS, PolicyChange, PortForward, PruneReport, Pruned, RestoreReport, SnapshotInfo, SnapshotSpec,
-    Workspace, WorkspaceInfo, WorkspaceSpec, WorkspaceState, WorkspaceSummary,
+    ForkFailure, ForkOrigin, ForkReport, ForkSpec, ForkWorker, Host, Isolation, MAX_FORKS, MAX_SNAPSHOTS,
+    PolicyChange, PortForward, PruneReport, Pruned, RestoreReport, SnapshotInfo, SnapshotSpec, Workspace,
+    WorkspaceInfo, WorkspaceSpec, WorkspaceState, WorkspaceSummary,
 };

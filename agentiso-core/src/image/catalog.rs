@@ -1,236 +1,337 @@
-//! Which base images there are: one small JSON file each, written all at once.
+//! Which base images there are: one small file for each, by its name.
 
-use std::{
-    collections::BTreeSet,
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, fs, io, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::files::{self, FileLock, Sha256Digest, Sharing};
 use crate::types::{BaseId, ImageName};
+
+/// Format of the entries that this version writes, and the newest that it reads.
+const FORMAT: u32 = 1;
+
+/// Most bytes of an entry.
+const MAX_ENTRY_BYTES: u64 = 256 * 1024;
+
+const ENTRY_ENDING: &str = ".json";
 
 /// A base image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ImageEntry {
+pub struct Image {
+    format: u32,
     /// What people call it.
     pub name: ImageName,
-    /// Its disk.
+    /// Its disk in the storage.
     pub base: BaseId,
     /// When it was made, in seconds since 1970.
     pub created_at: u64,
-    /// Where it came from, for people: `debian bookworm` or the name of a tar file.
-    pub source: String,
-    /// Size of its disk, in bytes: a workspace's disk cannot be smaller.
+    /// What it was made from.
+    pub source: ImageSource,
+    /// Size of its disk, in bytes. Workspaces need at least as much.
     pub bytes: u64,
     /// Space it takes up on the host, in bytes.
     pub used_bytes: u64,
-    /// Release of the kernel whose modules it holds.
+    /// Size of the tar stream it was made from, as given, in bytes.
+    pub tar_bytes: u64,
+    /// Digest of that stream.
+    pub tar_sha256: Sha256Digest,
+    /// Release of the kernel whose modules are in its /lib/modules.
     pub kernel_release: String,
+    /// Digest of those modules.
+    pub modules_sha256: Sha256Digest,
+    /// Whether /bin/sh runs in it.
+    pub has_shell: bool,
 }
 
-/// The base images of a state folder.
+/// What an image was made from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum ImageSource {
+    /// Debian's packages.
+    Debian {
+        /// The release's code name.
+        suite: String,
+        /// The packages asked for by name.
+        packages: Vec<String>,
+    },
+    /// A tar of a root file system.
+    Tar {
+        /// The file; none if it came from a stream.
+        file: Option<PathBuf>,
+    },
+}
+
+/// What is new about an image; the rest an entry knows by itself.
 #[derive(Clone, Debug)]
-pub struct Catalog {
-    folder: PathBuf,
+pub(super) struct NewImage {
+    pub(super) name: ImageName,
+    pub(super) base: BaseId,
+    pub(super) source: ImageSource,
+    pub(super) bytes: u64,
+    pub(super) used_bytes: u64,
+    pub(super) tar_bytes: u64,
+    pub(super) tar_sha256: Sha256Digest,
+    pub(super) kernel_release: String,
+    pub(super) modules_sha256: Sha256Digest,
+    pub(super) has_shell: bool,
 }
 
-impl Catalog {
-    /// The catalogue in this folder, which exists.
-    pub fn new(folder: impl Into<PathBuf>) -> Self {
-        Self { folder: folder.into() }
-    }
-
-    /// An image by its name.
-    ///
-    /// # Errors
-    /// [`CatalogError::NotFound`] names those there are; its entry cannot be read.
-    pub fn find(&self, name: &ImageName) -> Result<ImageEntry, CatalogError> {
-        let path = self.path(name);
-        match fs::read(&path) {
-            Ok(bytes) => parse(&path, &bytes),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let available = self.names()?.iter().map(ToString::to_string).collect();
-                Err(CatalogError::NotFound { name: name.to_string(), available })
-            }
-            Err(source) => Err(failed("read", &path, source)),
+impl From<NewImage> for Image {
+    fn from(new: NewImage) -> Self {
+        let since_1970 = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
+        Self {
+            format: FORMAT,
+            name: new.name,
+            base: new.base,
+            created_at: since_1970.map_or(0, |since| since.as_secs()),
+            source: new.source,
+            bytes: new.bytes,
+            used_bytes: new.used_bytes,
+            tar_bytes: new.tar_bytes,
+            tar_sha256: new.tar_sha256,
+            kernel_release: new.kernel_release,
+            modules_sha256: new.modules_sha256,
+            has_shell: new.has_shell,
         }
     }
-
-    /// All images, by name.
-    ///
-    /// # Errors
-    /// An entry cannot be read.
-    pub fn list(&self) -> Result<Vec<ImageEntry>, CatalogError> {
-        self.names()?.iter().map(|name| self.find(name)).collect()
-    }
-
-    /// The disks of all images.
-    ///
-    /// # Errors
-    /// An entry cannot be read: then nobody knows which disk it needs, and none may be removed.
-    pub fn bases(&self) -> Result<BTreeSet<BaseId>, CatalogError> {
-        Ok(self.list()?.into_iter().map(|entry| entry.base).collect())
-    }
-
-    /// Adds an image, or replaces the one of its name. Returns the one it replaced.
-    ///
-    /// # Errors
-    /// The entry cannot be written; the catalogue is as before then.
-    pub fn put(&self, entry: &ImageEntry) -> Result<Option<ImageEntry>, CatalogError> {
-        let path = self.path(&entry.name);
-        let old = match self.find(&entry.name) {
-            Ok(old) => Some(old),
-            Err(CatalogError::NotFound { .. }) => None,
-            Err(error) => return Err(error),
-        };
-        let json = serde_json::to_vec_pretty(entry).map_err(|error| failed("write", &path, error.into()))?;
-        write_whole(&path, &json).map_err(|source| failed("write", &path, source))?;
-        Ok(old)
-    }
-
-    /// Removes an image's entry; its disk is the storage's. Not there: no effect.
-    ///
-    /// # Errors
-    /// The entry cannot be removed.
-    pub fn remove(&self, name: &ImageName) -> Result<(), CatalogError> {
-        let path = self.path(name);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path, error)),
-            _ => Ok(()),
-        }
-    }
-
-    fn names(&self) -> Result<BTreeSet<ImageName>, CatalogError> {
-        let entries = fs::read_dir(&self.folder).map_err(|source| failed("list", &self.folder, source))?;
-        let mut names = BTreeSet::new();
-        for entry in entries {
-            let file = entry.map_err(|source| failed("list", &self.folder, source))?.file_name();
-            let name = file.to_str().and_then(|file| file.strip_suffix(".json"));
-            names.extend(name.and_then(|name| ImageName::new(name).ok()));
-        }
-        Ok(names)
-    }
-
-    fn path(&self, name: &ImageName) -> PathBuf {
-        self.folder.join(format!("{name}.json"))
-    }
 }
 
-fn parse(path: &Path, bytes: &[u8]) -> Result<ImageEntry, CatalogError> {
-    serde_json::from_slice(bytes)
-        .map_err(|source| CatalogError::Damaged { path: path.display().to_string(), source })
-}
-
-/// Writes a file so that a reader, also after a power cut, sees the old content or the new, never a part.
-fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
-    use std::io::Write;
-    let folder = path.parent().unwrap_or(Path::new("."));
-    // No name ends in `.new`, so nobody takes it for an entry.
-    let temporary = path.with_extension("new");
-    let mut file = fs::File::create(&temporary)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    fs::File::open(folder)?.sync_all()
-}
-
-fn failed(operation: &'static str, path: &Path, source: io::Error) -> CatalogError {
-    CatalogError::Io { operation, path: path.display().to_string(), source }
-}
-
-/// Why the catalogue could not be used.
+/// Why the catalogue could not be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
-    /// No image of that name.
-    #[error("there is no image {name}{}", if .available.is_empty() { String::new() } else { format!(" (there is {})", .available.join(", ")) })]
+    /// No such image.
+    #[error("there is no image {name}")]
     NotFound {
-        /// The name.
-        name: String,
-        /// The names there are.
-        available: Vec<String>,
+        /// Its name.
+        name: ImageName,
     },
-    /// An entry cannot be understood.
-    #[error("the image entry {path} is damaged")]
+    /// An entry makes no sense. Others are not affected.
+    #[error("the entry of image {name} is damaged ({reason}): remove the image and make it again")]
     Damaged {
-        /// The file.
-        path: String,
+        /// Which image.
+        name: ImageName,
         /// What is wrong with it.
-        #[source]
-        source: serde_json::Error,
+        reason: String,
     },
     /// A file of the host.
     #[error("could not {operation} {path}")]
     Io {
         /// What was being done, as in "read".
         operation: &'static str,
-        /// The file.
-        path: String,
+        /// To what.
+        path: PathBuf,
         /// What went wrong.
         #[source]
         source: io::Error,
     },
 }
 
+impl CatalogError {
+    fn io(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { operation, path, source }
+    }
+}
+
+/// The bases that images need.
+#[derive(Clone, Debug)]
+pub struct CataloguedBases {
+    known: BTreeSet<BaseId>,
+    /// An entry that cannot be read may be of any base.
+    is_complete: bool,
+}
+
+impl CataloguedBases {
+    /// Whether an image may need this base. While an entry is damaged, every base counts as needed: better too much
+    /// is kept than an image lost.
+    pub fn contains(&self, base: &BaseId) -> bool {
+        !self.is_complete || self.known.contains(base)
+    }
+}
+
+/// The folder of entries. Blocks; changes exclude each other, reading takes no lock.
+#[derive(Clone, Debug)]
+pub(super) struct Catalog {
+    folder: PathBuf,
+    lock: PathBuf,
+}
+
+impl Catalog {
+    /// `folder` holds the entries, `lock` excludes changes at the same time. Both are made when needed.
+    pub(super) fn new(folder: PathBuf, lock: PathBuf) -> Self {
+        Self { folder, lock }
+    }
+
+    /// All entries, in order of their names; a damaged one is an error in its own place only.
+    pub(super) fn list(&self) -> Result<Vec<Result<Image, CatalogError>>, CatalogError> {
+        let entries = match fs::read_dir(&self.folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(CatalogError::io("list", &self.folder)(error)),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let file = entry.map_err(CatalogError::io("list", &self.folder))?.file_name();
+            // Whatever else lies there is not ours.
+            let name = file.to_str().and_then(|file| ImageName::new(file.strip_suffix(ENTRY_ENDING)?).ok());
+            names.extend(name);
+        }
+        names.sort();
+        let images = names.iter().map(|name| self.get(name));
+        // An image that was removed since the folder was listed is not there.
+        Ok(images.filter(|image| !matches!(image, Err(CatalogError::NotFound { .. }))).collect())
+    }
+
+    pub(super) fn get(&self, name: &ImageName) -> Result<Image, CatalogError> {
+        let path = self.path(name);
+        let damaged = |reason: String| CatalogError::Damaged { name: name.clone(), reason };
+        match fs::metadata(&path) {
+            Ok(metadata) if metadata.len() > MAX_ENTRY_BYTES => return Err(damaged("it is too long".into())),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(CatalogError::NotFound { name: name.clone() });
+            }
+            Err(error) => return Err(CatalogError::io("read", path)(error)),
+        }
+        let text = fs::read(&path).map_err(CatalogError::io("read", path))?;
+        let image: Image = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+        if image.format > FORMAT {
+            return Err(damaged("a later version of agentiso wrote it".into()));
+        }
+        if image.name != *name {
+            return Err(damaged(format!("it is the entry of {}", image.name)));
+        }
+        Ok(image)
+    }
+
+    /// Adds an image. Returns the one of the same name that it takes the place of.
+    pub(super) fn put(&self, image: &Image) -> Result<Option<Image>, CatalogError> {
+        files::create_private_folder(&self.folder).map_err(CatalogError::io("create", &self.folder))?;
+        let _lock = self.lock()?;
+        files::remove_temporary_files(&self.folder).map_err(CatalogError::io("clean", &self.folder))?;
+        // One that cannot be read is lost already.
+        let replaced = self.get(&image.name).ok();
+        let path = self.path(&image.name);
+        files::replace(&path, 0o600, |file| serde_json::to_writer_pretty(file, image).map_err(Into::into))
+            .map_err(CatalogError::io("write", path))?;
+        Ok(replaced)
+    }
+
+    /// Removes an entry, damaged or not, if it is (still) the one of this base. Not there: no effect.
+    pub(super) fn remove(&self, name: &ImageName, base: Option<BaseId>) -> Result<(), CatalogError> {
+        let _lock = self.lock()?;
+        match (self.get(name), base) {
+            (Err(CatalogError::NotFound { .. }), _) => return Ok(()),
+            (Ok(image), Some(base)) if image.base != base => return Ok(()),
+            _ => {}
+        }
+        let path = self.path(name);
+        fs::remove_file(&path).map_err(CatalogError::io("remove", path))
+    }
+
+    pub(super) fn bases(&self) -> Result<CataloguedBases, CatalogError> {
+        let mut bases = CataloguedBases { known: BTreeSet::new(), is_complete: true };
+        for image in self.list()? {
+            match image {
+                Ok(image) => drop(bases.known.insert(image.base)),
+                Err(_) => bases.is_complete = false,
+            }
+        }
+        Ok(bases)
+    }
+
+    fn lock(&self) -> Result<FileLock, CatalogError> {
+        FileLock::acquire(&self.lock, Sharing::Exclusive).map_err(CatalogError::io("lock", &self.lock))
+    }
+
+    /// Names hold nothing that a file name may not.
+    fn path(&self, name: &ImageName) -> PathBuf {
+        self.folder.join(format!("{name}{ENTRY_ENDING}"))
+    }
+}
+
+/// Digest of what an image is made of, for keys: two images with the same one hold the same.
+impl Image {
+    /// Identifies what went into the image: root file system, kernel modules, size.
+    pub fn content_digest(&self) -> Sha256Digest {
+        Sha256Digest::of(format!("{} {} {}", self.tar_sha256, self.modules_sha256, self.bytes).as_bytes())
+    }
+
+    /// Whether its modules are of the kernel that machines are started with.
+    pub fn fits(&self, assets: &super::Assets) -> bool {
+        assets.manifest.digest(super::assets::MODULES_TAR) == Some(&self.modules_sha256)
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
-    fn entry(name: &str) -> ImageEntry {
-        ImageEntry {
+    fn catalog(folder: &Path) -> Catalog {
+        Catalog::new(folder.join("images"), folder.join("locks/images.lock"))
+    }
+
+    fn image(name: &str) -> Image {
+        Image::from(NewImage {
             name: ImageName::new(name).unwrap(),
             base: BaseId::random(),
-            created_at: 1,
-            source: "test".into(),
+            source: ImageSource::Tar { file: None },
             bytes: 1 << 30,
-            used_bytes: 4096,
-            kernel_release: "6.1.0".into(),
-        }
+            used_bytes: 1 << 20,
+            tar_bytes: 1 << 20,
+            tar_sha256: Sha256Digest::of(b"tar"),
+            kernel_release: "6.1".into(),
+            modules_sha256: Sha256Digest::of(b"modules"),
+            has_shell: true,
+        })
     }
 
     #[test]
-    fn put_then_find_gives_the_entry_and_list_all() {
+    fn put_image_is_found_listed_and_removed() {
         let folder = tempfile::tempdir().unwrap();
-        let catalog = Catalog::new(folder.path());
-        let (one, two) = (entry("a.b"), entry("b"));
+        let (catalog, one) = (catalog(folder.path()), image("one"));
         assert_eq!(catalog.put(&one).unwrap(), None);
-        assert_eq!(catalog.put(&two).unwrap(), None);
-
-        assert_eq!(catalog.find(&one.name).unwrap(), one);
-        assert_eq!(catalog.list().unwrap(), vec![one.clone(), two.clone()]);
-        assert_eq!(catalog.put(&one).unwrap(), Some(one));
+        assert_eq!(catalog.get(&one.name).unwrap(), one);
+        assert_eq!(catalog.list().unwrap().len(), 1);
+        assert!(catalog.bases().unwrap().contains(&one.base));
+        catalog.remove(&one.name, Some(one.base)).unwrap();
+        catalog.remove(&one.name, Some(one.base)).unwrap();
+        assert!(matches!(catalog.get(&one.name), Err(CatalogError::NotFound { .. })));
+        assert!(!catalog.bases().unwrap().contains(&one.base));
     }
 
     #[test]
-    fn find_of_an_unknown_image_names_those_there_are() {
+    fn put_returns_the_image_that_it_replaces_and_remove_spares_a_newer_one() {
         let folder = tempfile::tempdir().unwrap();
-        let catalog = Catalog::new(folder.path());
-        catalog.put(&entry("debian")).unwrap();
-
-        let error = catalog.find(&ImageName::new("alpine").unwrap()).unwrap_err();
-
-        assert_eq!(error.to_string(), "there is no image alpine (there is debian)");
+        let (catalog, old, new) = (catalog(folder.path()), image("same"), image("same"));
+        catalog.put(&old).unwrap();
+        assert_eq!(catalog.put(&new).unwrap(), Some(old.clone()));
+        catalog.remove(&old.name, Some(old.base)).unwrap();
+        assert_eq!(catalog.get(&old.name).unwrap(), new);
     }
 
     #[test]
-    fn a_damaged_entry_keeps_bases_from_being_told() {
+    fn damaged_entry_hides_no_other_and_no_base_counts_as_unneeded() {
         let folder = tempfile::tempdir().unwrap();
-        let catalog = Catalog::new(folder.path());
-        fs::write(folder.path().join("x.json"), "{").unwrap();
-
-        assert!(matches!(catalog.bases(), Err(CatalogError::Damaged { .. })));
+        let (catalog, good) = (catalog(folder.path()), image("good"));
+        catalog.put(&good).unwrap();
+        fs::write(folder.path().join("images/bad.json"), "{").unwrap();
+        fs::write(folder.path().join("images/other.json"), serde_json::to_vec(&good).unwrap()).unwrap();
+        fs::write(folder.path().join("images/notes.txt"), "not ours").unwrap();
+        let listed = catalog.list().unwrap();
+        let names: Vec<_> = listed.iter().flatten().map(|image| image.name.as_str()).collect();
+        assert_eq!((listed.len(), names), (3, vec!["good"]));
+        assert!(catalog.bases().unwrap().contains(&BaseId::random()));
+        catalog.remove(&ImageName::new("bad").unwrap(), None).unwrap();
+        catalog.remove(&ImageName::new("other").unwrap(), None).unwrap();
+        assert!(!catalog.bases().unwrap().contains(&BaseId::random()));
     }
 
     #[test]
-    fn remove_is_idempotent() {
+    fn catalogue_that_was_never_written_is_empty() {
         let folder = tempfile::tempdir().unwrap();
-        let catalog = Catalog::new(folder.path());
-        catalog.put(&entry("a")).unwrap();
-
-        for _ in 0..2 {
-            catalog.remove(&ImageName::new("a").unwrap()).unwrap();
-        }
-
-        assert_eq!(catalog.list().unwrap(), vec![]);
+        assert!(catalog(folder.path()).list().unwrap().is_empty());
     }
 }

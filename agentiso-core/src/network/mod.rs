@@ -1,5 +1,7 @@
 //! Network cards of machines, what they may reach, and how the host reaches them.
 
+pub mod user;
+
 use std::{collections::BTreeMap, os::fd::OwnedFd, path::PathBuf};
 
 use agentiso_guest::message::NetworkConfiguration;

@@ -8,7 +8,7 @@ use std::{
         fd::{AsFd, AsRawFd, OwnedFd, RawFd},
         unix::{ffi::OsStringExt, fs::OpenOptionsExt},
     },
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use rustix::{
@@ -51,6 +51,7 @@ pub(crate) struct Detached {
     sockets: Sockets,
     open_files: u64,
     file_bytes: Option<u64>,
+    threads: Option<u64>,
 }
 
 impl Detached {
@@ -70,13 +71,8 @@ impl Detached {
             sockets: Sockets::Unix,
             open_files: 1024,
             file_bytes: None,
+            threads: None,
         }
-    }
-
-    /// Adds an argument.
-    pub(crate) fn arg(&mut self, word: impl Into<OsString>) -> &mut Self {
-        self.words.push(word.into());
-        self
     }
 
     /// Adds arguments.
@@ -122,6 +118,7 @@ impl Detached {
     }
 
     /// Which sockets it may make; unix sockets unless said.
+    #[allow(dead_code, reason = "for the network's companion processes")]
     pub(crate) fn sockets(&mut self, sockets: Sockets) -> &mut Self {
         self.sockets = sockets;
         self
@@ -136,6 +133,13 @@ impl Detached {
     /// How far it may write in any file, in bytes; no limit unless said.
     pub(crate) fn file_bytes(&mut self, limit: u64) -> &mut Self {
         self.file_bytes = Some(limit);
+        self
+    }
+
+    /// How many threads all processes of its user id may have, which is of use when it has one of its own; no limit
+    /// unless said.
+    pub(crate) fn threads(&mut self, limit: u64) -> &mut Self {
+        self.threads = Some(limit);
         self
     }
 
@@ -186,12 +190,12 @@ impl Detached {
         let stderr = lift(self.stderr.as_ref().map_or(&null as &dyn AsFd, |fd| fd))?;
         let passed = self.passed.iter().map(|fd| lift(fd)).collect::<Result<Vec<_>, _>>()?;
 
-        let may_have =
-            rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX);
-        let open_files = self.open_files.max(u64::try_from(above).unwrap_or(0) + 16).min(may_have);
+        // Enough for what is passed and what the program itself opens.
+        let open_files = self.open_files.max(u64::try_from(above).unwrap_or(0) + 16);
         let mut limits =
             vec![sys::limit(sys::Resource::Core, 0), sys::limit(sys::Resource::OpenFiles, open_files)];
         limits.extend(self.file_bytes.map(|bytes| sys::limit(sys::Resource::FileBytes, bytes)));
+        limits.extend(self.threads.map(|threads| sys::limit(sys::Resource::Threads, threads)));
         let mut sources = vec![stdin.as_raw_fd(), stdout.as_raw_fd(), stderr.as_raw_fd()];
         sources.extend(passed.iter().map(AsRawFd::as_raw_fd));
         let plan = ChildPlan {

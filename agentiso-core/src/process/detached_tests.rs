@@ -1,4 +1,5 @@
 use std::{
+    path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };

@@ -60,6 +60,7 @@ impl FileRules {
     }
 
     /// TCP may be used.
+    #[allow(dead_code, reason = "for the network's companion processes")]
     pub(crate) fn allow_tcp(mut self) -> Self {
         self.allow_tcp = true;
         self

@@ -2,10 +2,11 @@
 //! found again by what their command line says.
 //!
 //! * [`ProcessRef`](crate::types::ProcessRef) gets its methods in `reference`.
-//! * [`Detached`] starts a program that outlives its starter, with the descriptors and rights it is given and no others.
+//! * [`Detached`] starts a program that outlives its starter, with the descriptors and rights it is given and no
+//!   others.
 //! * `reaper` collects what `Detached` started, and only that.
 //! * [`FileRules`] is what Landlock will let a program open.
-//! * [`scan`] finds processes of a state folder.
+//! * `scan` finds processes of a state folder.
 
 mod detached;
 mod landlock;
@@ -17,7 +18,9 @@ mod sys;
 
 pub(crate) use detached::{Detached, SpawnError, Started};
 pub(crate) use landlock::{FileRules, program_folders};
-pub(crate) use scan::{FoundProcess, named, start_name};
+pub(crate) use reference::boot_id;
+pub(crate) use scan::{named, start_name};
+#[allow(unused_imports, reason = "for the network's companion processes")]
 pub(crate) use seccomp::Sockets;
 
 /// What stands between a program started by [`Detached`] and the host, one line each, and what should and does not on

@@ -11,6 +11,7 @@ use super::sys::Filter;
 pub(crate) enum Sockets {
     /// Unix sockets only.
     Unix,
+    #[allow(dead_code, reason = "for the network's companion processes")]
     /// Unix and Internet sockets, and netlink for asking the kernel about routes.
     Internet,
 }

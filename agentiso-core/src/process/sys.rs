@@ -56,15 +56,18 @@ pub(super) enum Resource {
     Core,
     OpenFiles,
     FileBytes,
+    Threads,
 }
 
-/// A limit of that many.
+/// A limit of that many, or of what this process itself may have if that is less.
 pub(super) fn limit(resource: Resource, most: u64) -> Limit {
-    let resource = match resource {
-        Resource::Core => libc::RLIMIT_CORE,
-        Resource::OpenFiles => libc::RLIMIT_NOFILE,
-        Resource::FileBytes => libc::RLIMIT_FSIZE,
+    let (own, resource) = match resource {
+        Resource::Core => (rustix::process::Resource::Core, libc::RLIMIT_CORE),
+        Resource::OpenFiles => (rustix::process::Resource::Nofile, libc::RLIMIT_NOFILE),
+        Resource::FileBytes => (rustix::process::Resource::Fsize, libc::RLIMIT_FSIZE),
+        Resource::Threads => (rustix::process::Resource::Nproc, libc::RLIMIT_NPROC),
     };
+    let most = rustix::process::getrlimit(own).maximum.map_or(most, |own| own.min(most));
     Limit { resource, value: libc::rlimit { rlim_cur: most, rlim_max: most } }
 }
 

@@ -9,13 +9,14 @@
 
 mod confine;
 mod console;
+mod net;
 mod seccomp;
 mod sys;
 
 use std::{ffi::OsString, io::Write, process::ExitCode};
 
 const USAGE: &str =
-    "usage: agentiso-shim console NAME (started by agentiso, with its descriptors already open)";
+    "usage: agentiso-shim console|net NAME (started by agentiso, with its descriptors already open)";
 
 /// Runs the companion process that the arguments (program name first) ask for, until its machine is gone.
 ///
@@ -25,6 +26,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let words: Vec<OsString> = arguments.into_iter().skip(1).collect();
     let outcome = match words.iter().map(|word| word.to_str()).collect::<Vec<_>>().as_slice() {
         [Some("console"), Some(_name)] => console::main(),
+        [Some("net"), Some(_name)] => net::main(),
         _ => Err(std::io::Error::other(USAGE)),
     };
     match outcome {

@@ -16,6 +16,7 @@ const NETWORK: &[libc::c_long] = &[
     libc::SYS_accept4,
     libc::SYS_connect,
     libc::SYS_getsockname,
+    libc::SYS_getpeername,
     libc::SYS_getsockopt,
     libc::SYS_setsockopt,
     libc::SYS_recvfrom,

@@ -55,7 +55,7 @@ pub(super) struct Reserved {
 impl Engine {
     /// Makes a workspace from an image and boots it. Abandoned by its caller or failed, it is as if it had never been.
     pub(super) async fn create(self: &Arc<Self>, spec: WorkspaceSpec) -> Result<WorkspaceRecord, Error> {
-        let image = self.find_image(&spec.image_name()?).await?;
+        let image = self.images.find(&spec.image_name()?).await?;
         check_disk(spec.resources.disk_gb, image.bytes, || format!("image {}", image.name))?;
         let plan = Plan {
             naming: spec.name.map_or(Naming::Any, Naming::Exactly),

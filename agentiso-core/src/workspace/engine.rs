@@ -10,6 +10,7 @@ use crate::backends::Backends;
 use crate::channel::client::GuestClient;
 use crate::config::{Config, Layout};
 use crate::error::Error;
+use crate::image::Images;
 use crate::store::{Store, StoreError, WorkspaceRecord};
 use crate::types::{WorkspaceId, WorkspaceName};
 
@@ -26,6 +27,7 @@ pub(crate) struct Engine {
     pub(crate) layout: Layout,
     pub(crate) store: Arc<Store>,
     pub(crate) backends: Backends,
+    pub(crate) images: Images,
     /// One permit for each operation under way; all of them free means that nothing is.
     tasks: Arc<Semaphore>,
 }
@@ -34,7 +36,13 @@ impl Engine {
     pub(super) fn new(config: Config, store: Store, backends: Backends) -> Self {
         let layout = config.layout();
         let tasks = Arc::new(Semaphore::new(MAX_TASKS as usize));
-        Self { config, layout, store: Arc::new(store), backends, tasks }
+        let images = Images::new(
+            layout.root(),
+            Arc::clone(&backends.hypervisor),
+            Arc::clone(&backends.storage),
+            Arc::clone(&backends.channel),
+        );
+        Self { config, layout, store: Arc::new(store), backends, images, tasks }
     }
 
     /// Runs a query or change of the records away from the async threads: SQLite waits for other processes.
@@ -69,6 +77,7 @@ impl Engine {
     /// Waits until no operation is under way.
     pub(super) async fn idle(&self) {
         drop(self.tasks.acquire_many(MAX_TASKS).await);
+        self.images.idle().await;
     }
 
     /// Takes a workspace's lock, reads its record and runs `work` on it, to its end.

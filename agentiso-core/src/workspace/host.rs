@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use super::engine::Engine;
 use super::handle::Workspace;
-use super::images::Images;
 use super::info::{Isolation, PruneReport, Pruned, WorkspaceSummary};
 use super::spec::WorkspaceSpec;
 use crate::backends::Backends;
 use crate::config::Config;
 use crate::error::Error;
+use crate::image::Images;
 use crate::store::{Store, WorkspaceRecord};
 
 /// A state folder and the workspaces in it.
@@ -87,7 +87,7 @@ impl Host {
 
     /// The base images.
     pub fn images(&self) -> Images {
-        Images::new(Arc::clone(&self.engine))
+        self.engine.images.clone()
     }
 
     /// What stands between workspaces and this host.
@@ -132,16 +132,6 @@ impl Host {
     /// Waits until nothing that was begun is under way any more: creations that were abandoned are undone then.
     pub async fn close(&self) {
         self.engine.idle().await;
-    }
-
-    #[cfg(any(test, feature = "testkit"))]
-    pub(crate) fn storage(&self) -> Arc<dyn crate::storage::Storage> {
-        Arc::clone(&self.engine.backends.storage)
-    }
-
-    #[cfg(any(test, feature = "testkit"))]
-    pub(crate) async fn catalog_put(&self, entry: crate::image::ImageEntry) -> Result<(), Error> {
-        self.engine.catalog(move |catalog| catalog.put(&entry)).await.map(drop)
     }
 
     fn handle(&self, record: WorkspaceRecord) -> Workspace {

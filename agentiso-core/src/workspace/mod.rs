@@ -5,7 +5,6 @@ mod engine;
 mod fork;
 mod handle;
 mod host;
-mod images;
 mod info;
 mod lifecycle;
 mod lock;
@@ -16,13 +15,11 @@ mod spec;
 
 pub use handle::Workspace;
 pub use host::Host;
-pub use images::Images;
 pub use info::{
     ForkFailure, ForkOrigin, ForkReport, ForkWorker, Isolation, PortForward, PruneReport, Pruned,
     RestoreReport, SnapshotInfo, WorkspaceInfo, WorkspaceState, WorkspaceSummary,
 };
 pub use lifecycle::PolicyChange;
-pub(crate) use lock::WorkspaceLock;
 pub use spec::{ForkSpec, MAX_FORKS, MAX_SNAPSHOTS, SnapshotSpec, WorkspaceSpec};
 
 #[cfg(test)]

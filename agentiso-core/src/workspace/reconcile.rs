@@ -11,6 +11,7 @@ use super::engine::Engine;
 use super::info::WorkspaceState;
 use super::lock::WorkspaceLock;
 use crate::error::Error;
+use crate::storage::StorageError;
 use crate::store::WorkspaceRecord;
 use crate::types::{ProcessRef, WorkspaceId};
 
@@ -112,7 +113,7 @@ impl Engine {
         processes: &BTreeMap<WorkspaceId, Vec<(StartedBy, ProcessRef)>>,
     ) -> Result<(), Error> {
         let inventory = self.backends.storage.inventory().await?;
-        let catalogued = self.image_bases().await?;
+        let catalogued = self.images.bases().await?;
         // Read after everything that is compared with them: what is made meanwhile has a record first.
         let recorded: BTreeSet<Uuid> =
             self.records(|store| store.ids()).await?.into_iter().map(|id| *id.as_uuid()).collect();
@@ -151,8 +152,12 @@ impl Engine {
     ) -> Result<(), Error> {
         self.kill_all(processes.get(&WorkspaceId::from(id))).await;
         self.backends.storage.destroy_disk(id.into()).await?;
-        if !self.image_bases().await?.contains(&id.into()) {
-            self.backends.storage.delete_base(id.into()).await?;
+        if !self.images.bases().await?.contains(&id.into()) {
+            match self.backends.storage.delete_base(id.into()).await {
+                // An image that was made anew under its name: its disk goes with the last workspace that began from it.
+                Err(StorageError::InUse { .. }) => {}
+                other => other?,
+            }
         }
         self.remove_run_dir(id.into())
     }

@@ -103,6 +103,7 @@ impl GuestClient {
             (is_read_only(request) && encoded.len() <= MAX_PIPELINED_BYTES).then_some(encoded.as_slice());
         let mut patience = LANE_PATIENCE;
         let mut silent: Option<Opener> = None;
+        let mut is_busy = false;
         loop {
             let mut opener = match (self.connect(lane, deadline, silent.is_some()).await, silent.take()) {
                 (Ok(stream), _) => Opener::new(call, stream, pipelined.take())?,
@@ -111,13 +112,13 @@ impl GuestClient {
                 (Err(error), _) => return Err(call.channel(error)),
             };
             match opener.run(deadline.min(Instant::now() + patience)).await? {
-                Progress::Welcomed { welcome, rest } => match verdict(call, &welcome)? {
-                    Accepted::Yes => return opener.into_session(&encoded, message_limit, &rest).await,
-                    Accepted::NotNow if Instant::now() < deadline => sleep(RECONNECT_PAUSE).await,
-                    Accepted::NotNow => {
-                        return Err(GuestError::AgentBusy { operation, id: call.id });
+                Progress::Welcomed { welcome, rest } => {
+                    if is_accepted(call, &welcome)? {
+                        return opener.into_session(&encoded, message_limit, &rest).await;
                     }
-                },
+                    is_busy = true;
+                    sleep(RECONNECT_PAUSE).await;
+                }
                 Progress::Silent => {
                     patience *= 2;
                     silent = Some(opener);
@@ -125,6 +126,9 @@ impl GuestClient {
                 Progress::Closed => sleep(RECONNECT_PAUSE).await,
             }
             if Instant::now() >= deadline {
+                if is_busy {
+                    return Err(GuestError::AgentBusy { operation, id: call.id });
+                }
                 let waited = self.connect_limit;
                 return Err(call.channel(ChannelError::NoAnswer { id: call.id, waited }));
             }
@@ -148,27 +152,20 @@ impl GuestClient {
     }
 }
 
-enum Accepted {
-    Yes,
-    /// The agent is busy.
-    NotNow,
-}
-
-fn verdict(call: Call, welcome: &Welcome) -> Result<Accepted, GuestError> {
+/// Whether the agent serves this connection; `false` if it is busy.
+fn is_accepted(call: Call, welcome: &Welcome) -> Result<bool, GuestError> {
     let Call { id, operation } = call;
-    if welcome.verdict == Verdict::WrongGeneration || welcome.generation != PROTOCOL_GENERATION {
-        return Err(GuestError::Generation {
+    match welcome.verdict {
+        Verdict::Accepted if welcome.generation == PROTOCOL_GENERATION => Ok(true),
+        Verdict::Busy => Ok(false),
+        Verdict::Accepted | Verdict::WrongGeneration => Err(GuestError::Generation {
             operation,
             id,
             agent: clean_text(&welcome.agent),
             theirs: welcome.generation,
             ours: PROTOCOL_GENERATION,
-        });
+        }),
     }
-    Ok(match welcome.verdict {
-        Verdict::Accepted => Accepted::Yes,
-        Verdict::Busy | Verdict::WrongGeneration => Accepted::NotNow,
-    })
 }
 
 /// How far a connection came.

@@ -9,6 +9,8 @@
 //! - `stream.rs`: a connection that holds its slot.
 //! - `sys.rs`: the one thing that needs `unsafe`.
 
+#[cfg(test)]
+mod contract_tests;
 mod slots;
 mod stream;
 mod sys;

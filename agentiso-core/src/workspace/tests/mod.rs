@@ -10,10 +10,9 @@ mod snapshots;
 
 use std::{sync::Arc, time::Duration};
 
-use crate::image::{Catalog, ImageEntry};
 use crate::storage::Storage;
 use crate::testkit::FakeHost;
-use crate::types::{BaseId, ImageName, Resources};
+use crate::types::{BaseId, Resources};
 use crate::{Backends, Config, Error, Host, Workspace, WorkspaceSpec};
 
 /// A state folder with an image `test`, on a pretended host.
@@ -27,23 +26,14 @@ impl Scene {
     async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let fakes = FakeHost::new();
-        let base = BaseId::random();
-        let storage = fakes.storage();
-        storage.begin_base(base, 1 << 30).await.unwrap();
-        storage.seal_base(base).await.unwrap();
-        let scene = Self { folder, fakes, base };
+        let mut scene = Self { folder, fakes, base: BaseId::random() };
         scene.config().layout().prepare().unwrap();
-        let entry = ImageEntry {
-            name: ImageName::new("test").unwrap(),
-            base,
-            created_at: 0,
-            source: "test".to_owned(),
-            bytes: 1 << 30,
-            used_bytes: 0,
-            kernel_release: "0".to_owned(),
-        };
-        Catalog::new(scene.config().layout().images()).put(&entry).unwrap();
+        scene.base = scene.add_image("test", 1 << 30).await;
         scene
+    }
+
+    async fn add_image(&self, name: &str, bytes: u64) -> BaseId {
+        crate::testkit::add_image(&self.open().await, name, bytes).await.unwrap()
     }
 
     fn config(&self) -> Config {
@@ -83,9 +73,10 @@ impl Scene {
         found.extend(backends.network.processes().await.unwrap().iter().map(|p| format!("network {p:?}")));
         let layout = self.config().layout();
         for folder in [layout.run(), layout.locks()] {
-            found.extend(
-                std::fs::read_dir(folder).unwrap().map(|entry| format!("{:?}", entry.unwrap().path())),
-            );
+            let names =
+                std::fs::read_dir(folder).unwrap().map(|entry| format!("{:?}", entry.unwrap().path()));
+            // The catalogue of images has one lock that stays.
+            found.extend(names.filter(|name| !name.contains("images.lock")));
         }
         found
     }
