@@ -1,21 +1,81 @@
 //! Messages to bytes and back, without any I/O.
 
-use serde::{Serialize, de::DeserializeOwned};
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
 
-use crate::hello::{NONCE_BYTES, Nonce};
+use crate::hello::{Hello, NONCE_BYTES, Nonce, ends_with_hello};
 use crate::limits::{MAX_MESSAGE_SIZE, MAX_PAYLOAD_SIZE};
+
+/// Room that a decoder keeps for the next message when it has given out the last, in bytes.
+const KEPT_CAPACITY: usize = 256 * 1024;
 
 /// Bytes of the length in front of each message.
 pub const LENGTH_BYTES: usize = 4;
 
 /// A message that may announce a payload.
-pub trait Message: Serialize + DeserializeOwned {
+pub trait Message: Sized {
     /// How many raw bytes follow this message; 0 if none.
     fn payload_len(&self) -> u32;
+
+    /// Reads the JSON part.
+    ///
+    /// # Errors
+    /// It is not JSON, or not a message of this kind.
+    fn from_json(body: &[u8]) -> Result<Self, serde_json::Error>;
+}
+
+/// A message of the expected kind, or the hello of a new connection on the same channel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OrHello<M> {
+    /// A new connection begins; the old one is over.
+    Hello(Hello),
+    /// The expected.
+    Message(M),
+}
+
+impl<M: Message> Message for OrHello<M> {
+    fn payload_len(&self) -> u32 {
+        match self {
+            Self::Hello(_) => 0,
+            Self::Message(message) => message.payload_len(),
+        }
+    }
+
+    fn from_json(body: &[u8]) -> Result<Self, serde_json::Error> {
+        M::from_json(body)
+            .map(Self::Message)
+            .or_else(|error| serde_json::from_slice(body).map(Self::Hello).map_err(|_| error))
+    }
+}
+
+/// Any message at all, of which only the length of its payload is looked at: what is read to be passed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    payload: u32,
+}
+
+impl Message for Skipped {
+    fn payload_len(&self) -> u32 {
+        self.payload
+    }
+
+    fn from_json(body: &[u8]) -> Result<Self, serde_json::Error> {
+        #[derive(Deserialize)]
+        struct Announcement {
+            hello: Option<IgnoredAny>,
+            #[serde(default)]
+            payload: u32,
+        }
+        let announcement: Announcement = serde_json::from_slice(body)?;
+        match announcement.hello {
+            Some(_) => Err(serde::de::Error::custom("a hello is not to be passed over")),
+            None => Ok(Self { payload: announcement.payload }),
+        }
+    }
 }
 
 /// One message with the payload that followed it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Frame<M> {
     /// The JSON part.
     pub message: M,
@@ -23,11 +83,21 @@ pub struct Frame<M> {
     pub payload: Vec<u8>,
 }
 
+impl<M: std::fmt::Debug> std::fmt::Debug for Frame<M> {
+    // A payload is user data, and may be a megabyte of it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Frame")
+            .field("message", &self.message)
+            .field("payload", &format_args!("{} bytes", self.payload.len()))
+            .finish()
+    }
+}
+
 /// Appends a message to `out`, with its payload and seal if it has one.
 ///
 /// # Errors
 /// The message is too long, or `payload` is not as long as the message announces; `out` is unchanged then.
-pub fn encode<M: Message>(
+pub fn encode<M: Message + Serialize>(
     out: &mut Vec<u8>,
     message: &M,
     payload: &[u8],
@@ -120,6 +190,9 @@ impl Decoder {
             return;
         }
         if self.consumed == self.buffer.len() {
+            if self.buffer.capacity() > KEPT_CAPACITY {
+                self.buffer = Vec::new();
+            }
             self.buffer.clear();
             self.consumed = 0;
         } else if self.consumed > self.buffer.len() / 2 {
@@ -129,9 +202,26 @@ impl Decoder {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// Whether a message has begun and is not complete.
+    /// Whether bytes wait that [`Decoder::next_frame`] has not given out; after it returned `None`, a message has
+    /// begun and is not complete.
     pub fn is_mid_message(&self) -> bool {
-        self.consumed < self.buffer.len()
+        self.buffered() > 0
+    }
+
+    /// Bytes that were fed and not given out yet.
+    pub fn buffered(&self) -> usize {
+        self.buffer.len() - self.consumed
+    }
+
+    /// Whether a message is incomplete and the last bytes that came are a complete hello: a sign, no proof, that
+    /// another connection has begun in the middle of it.
+    pub fn is_interrupted_by_hello(&self) -> bool {
+        self.is_mid_message() && ends_with_hello(&self.buffer[self.consumed..])
+    }
+
+    /// Goes over to another connection at a message boundary; what was fed and not given out belongs to it.
+    pub fn rebind(&mut self, nonce: Nonce) {
+        self.nonce = nonce;
     }
 
     /// The next frame, if all of it has arrived.
@@ -171,7 +261,7 @@ impl Decoder {
             self.needed = LENGTH_BYTES + length as usize;
             return Ok(None);
         };
-        let message: M = serde_json::from_slice(body).map_err(FrameError::Malformed)?;
+        let message: M = M::from_json(body).map_err(FrameError::Malformed)?;
         let announced = message.payload_len();
         let mut used = LENGTH_BYTES + body.len();
         let mut payload = Vec::new();

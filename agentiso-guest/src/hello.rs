@@ -3,10 +3,13 @@
 //! A channel can hold bytes of an earlier connection: a client that died in the middle of a message, a machine
 //! restored from a snapshot, a slot that was used again. The connecting side therefore sends a [`Hello`] with 128
 //! fresh random bits and throws away everything it receives until a [`Welcome`] that carries the same bits
-//! ([`WelcomeScanner`]). A hello that is sent again is sent with the same nonce.
+//! ([`WelcomeScanner`]). A hello that is sent again is sent with the same nonce, and an agent that has it already
+//! passes over the repetition. Payload is sent after the welcome only, so that what an agent discards while it
+//! waits for a hello ([`HelloScanner`]) is never data that someone else chose.
 
 use serde::{Deserialize, Serialize};
 
+use crate::frame::LENGTH_BYTES;
 use crate::limits::MAX_HELLO_SIZE;
 
 /// Bytes in a [`Nonce`].
@@ -149,30 +152,100 @@ impl WelcomeScanner {
     pub fn feed(&mut self, bytes: &[u8]) -> Result<Option<(Welcome, Vec<u8>)>, HelloError> {
         self.buffer.extend_from_slice(bytes);
         let Some(start) = find(&self.buffer, &self.pattern) else {
-            // Keep what may be the beginning of the pattern, and the length in front of it.
-            let keep = (self.pattern.len() - 1 + 4).min(self.buffer.len());
-            self.buffer.drain(..self.buffer.len() - keep);
+            forget_all_but_tail(&mut self.buffer, &self.pattern);
             return Ok(None);
         };
-        let Some(length_start) = start.checked_sub(4) else { return Err(HelloError::NoLength) };
-        let length = u32::from_be_bytes([
-            self.buffer[length_start],
-            self.buffer[length_start + 1],
-            self.buffer[length_start + 2],
-            self.buffer[length_start + 3],
-        ]);
+        let length = length_before(&self.buffer, start).ok_or(HelloError::NoLength)?;
         if length > MAX_HELLO_SIZE {
             return Err(HelloError::TooLong { length });
         }
         let end = start + length as usize;
         if self.buffer.len() < end {
+            self.buffer.drain(..start - LENGTH_BYTES);
             return Ok(None);
         }
         let welcome = serde_json::from_slice(&self.buffer[start..end]).map_err(HelloError::Malformed)?;
         let rest = self.buffer[end..].to_vec();
-        self.buffer.clear();
+        self.buffer = Vec::new();
         Ok(Some((welcome, rest)))
     }
+}
+
+/// Every hello begins with this.
+const HELLO_PATTERN: &[u8] = b"{\"hello\":\"";
+
+/// Finds the first hello in a stream that may begin with anything; the agent's side of [`WelcomeScanner`].
+///
+/// What looks like a hello and is none is passed over. It keeps at most [`MAX_HELLO_SIZE`] bytes plus what one call
+/// brings, however much is discarded. It must never see payload of a connection that is still alive: a payload may
+/// contain anything, a hello too.
+#[derive(Debug, Default)]
+pub struct HelloScanner {
+    buffer: Vec<u8>,
+}
+
+impl HelloScanner {
+    /// A scanner that has seen nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes the next bytes of the stream. Returns the hello and the bytes that followed it, once it is there.
+    pub fn feed(&mut self, bytes: &[u8]) -> Option<(Hello, Vec<u8>)> {
+        self.buffer.extend_from_slice(bytes);
+        let mut first_incomplete = None;
+        let mut from = 0;
+        while let Some(offset) = find(&self.buffer[from..], HELLO_PATTERN) {
+            let start = from + offset;
+            from = start + 1;
+            let Some(length) = length_before(&self.buffer, start).filter(|length| *length <= MAX_HELLO_SIZE)
+            else {
+                continue;
+            };
+            match self.buffer.get(start..start + length as usize) {
+                Some(body) => {
+                    if let Ok(hello) = serde_json::from_slice(body) {
+                        let rest = self.buffer[start + length as usize..].to_vec();
+                        self.buffer = Vec::new();
+                        return Some((hello, rest));
+                    }
+                }
+                None => first_incomplete = first_incomplete.or(Some(start - LENGTH_BYTES)),
+            }
+        }
+        match first_incomplete {
+            Some(start) => drop(self.buffer.drain(..start)),
+            None => forget_all_but_tail(&mut self.buffer, HELLO_PATTERN),
+        }
+        None
+    }
+}
+
+/// Whether `bytes` end with a complete hello. A hello in the middle of an incomplete message is a sign that the
+/// message will never be completed: its sender is gone and another connection has begun.
+pub fn ends_with_hello(bytes: &[u8]) -> bool {
+    let tail = &bytes[bytes.len().saturating_sub(MAX_HELLO_SIZE as usize + LENGTH_BYTES)..];
+    let Some(start) = tail.windows(HELLO_PATTERN.len()).rposition(|window| window == HELLO_PATTERN) else {
+        return false;
+    };
+    length_before(tail, start).is_some_and(|length| start + length as usize == tail.len())
+        && serde_json::from_slice::<Hello>(&tail[start..]).is_ok()
+}
+
+/// Whether `bytes` begin with what looks like a hello and its length.
+pub fn begins_with_hello(bytes: &[u8]) -> bool {
+    bytes.get(LENGTH_BYTES..).is_some_and(|body| body.starts_with(HELLO_PATTERN))
+}
+
+/// The length in front of the message that begins at `start`, if there is room for one.
+fn length_before(buffer: &[u8], start: usize) -> Option<u32> {
+    buffer[..start].last_chunk::<LENGTH_BYTES>().map(|bytes| u32::from_be_bytes(*bytes))
+}
+
+/// Keeps what may be the beginning of the pattern, and the length in front of it.
+fn forget_all_but_tail(buffer: &mut Vec<u8>, pattern: &[u8]) {
+    let keep = (pattern.len() - 1 + LENGTH_BYTES).min(buffer.len());
+    buffer.drain(..buffer.len() - keep);
 }
 
 fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {

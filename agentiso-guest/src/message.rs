@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::frame::Message;
 
 /// One operation, the first message of the host after its hello.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
@@ -144,8 +144,46 @@ pub enum Request {
     Info,
 }
 
+impl Request {
+    /// The operation's name, as it stands in the JSON.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Ping => "ping",
+            Self::Exec { .. } => "exec",
+            Self::JobStart { .. } => "job_start",
+            Self::JobList => "job_list",
+            Self::JobPoll { .. } => "job_poll",
+            Self::JobWait { .. } => "job_wait",
+            Self::JobAttach { .. } => "job_attach",
+            Self::JobSignal { .. } => "job_signal",
+            Self::FileRead { .. } => "file_read",
+            Self::FileWrite { .. } => "file_write",
+            Self::FileEdit { .. } => "file_edit",
+            Self::FileList { .. } => "file_list",
+            Self::FileStat { .. } => "file_stat",
+            Self::ArchiveRead { .. } => "archive_read",
+            Self::ArchiveWrite { .. } => "archive_write",
+            Self::EnvSet { .. } => "env_set",
+            Self::EnvClear => "env_clear",
+            Self::Configure(_) => "configure",
+            Self::Freeze { .. } => "freeze",
+            Self::Thaw => "thaw",
+            Self::Sync => "sync",
+            Self::Shutdown { .. } => "shutdown",
+            Self::Info => "info",
+        }
+    }
+}
+
+impl std::fmt::Debug for Request {
+    // A request carries environment values, arguments and contents of files: none of it belongs into a log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Request").field(&self.name()).finish()
+    }
+}
+
 /// A command to run as root in the guest.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Command {
@@ -157,6 +195,17 @@ pub struct Command {
     /// Absolute path to start in; `/root` if it exists, else `/`, if none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
+}
+
+impl std::fmt::Debug for Command {
+    // Values of environment variables are secrets; their names are not.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Command")
+            .field("argv", &self.argv)
+            .field("env", &self.env.keys().collect::<Vec<_>>())
+            .field("workdir", &self.workdir)
+            .finish()
+    }
 }
 
 /// Size of a terminal, in characters.
@@ -466,6 +515,10 @@ impl Message for Request {
     fn payload_len(&self) -> u32 {
         0
     }
+
+    fn from_json(body: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(body)
+    }
 }
 
 impl Message for Input {
@@ -475,6 +528,10 @@ impl Message for Input {
             Self::StdinEnd | Self::Resize { .. } | Self::Signal { .. } | Self::End => 0,
         }
     }
+
+    fn from_json(body: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(body)
+    }
 }
 
 impl Message for Reply {
@@ -483,5 +540,9 @@ impl Message for Reply {
             Self::Stdout { payload } | Self::Stderr { payload } | Self::Data { payload } => *payload,
             _ => 0,
         }
+    }
+
+    fn from_json(body: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(body)
     }
 }

@@ -10,7 +10,7 @@ use agentiso_guest::message::{Compression, ErrorCode};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::{
-    Assets, ImageError, command, disk,
+    Assets, ImageError, command,
     files::{self, FileLock, Sha256Digest, Sha256Writer, Sharing},
     progress::{Progress, Stage},
 };
@@ -53,6 +53,8 @@ pub(super) struct Site {
     pub(super) hypervisor: Arc<dyn Hypervisor>,
     pub(super) storage: Arc<dyn Storage>,
     pub(super) channel: Arc<dyn GuestChannel>,
+    /// Makes a file system; [`super::disk::format`] but in tests, whose disks are no files.
+    pub(super) format: fn(&Path) -> Result<(), super::CommandError>,
 }
 
 /// One image under construction, and all there is of it so far.
@@ -118,7 +120,8 @@ impl Builder {
         };
         let path = layer.path.clone();
         self.disk_folder = path.parent().map(Path::to_owned);
-        let formatted = tokio::task::spawn_blocking(move || disk::format(&path)).await;
+        let format = self.site.format;
+        let formatted = tokio::task::spawn_blocking(move || format(&path)).await;
         formatted.map_err(|error| ImageError::io("format", "the disk")(error.into()))??;
 
         let id = WorkspaceId::from(*self.base.as_uuid());

@@ -1,10 +1,6 @@
 //! Which base images there are: one small file for each, by its name.
 
-use std::{
-    collections::BTreeSet,
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, fs, io, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -269,6 +265,8 @@ impl Image {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn catalog(folder: &Path) -> Catalog {

@@ -16,6 +16,7 @@ use super::{
     builder::{Builder, Input, Site},
     catalog::{Catalog, CatalogError, NewImage},
     debian::{self, Bootstrap, Release},
+    disk,
     error::chain,
     progress::{Progress, Stage},
 };
@@ -109,7 +110,7 @@ impl Images {
         channel: Arc<dyn GuestChannel>,
     ) -> Self {
         let catalog = Catalog::new(state.join("images"), state.join("locks/images.lock"));
-        let site = Site { state: state.to_owned(), hypervisor, storage, channel };
+        let site = Site { state: state.to_owned(), hypervisor, storage, channel, format: disk::format };
         Self { site, catalog, builds: Arc::new(Semaphore::new(MAX_BUILDS as usize)) }
     }
 
@@ -453,3 +454,7 @@ fn tar_root(input: ImportInput) -> Result<Root, ImageError> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "images_tests.rs"]
+mod tests;

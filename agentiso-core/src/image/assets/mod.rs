@@ -154,4 +154,4 @@ fn listed(paths: &[PathBuf]) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -3,6 +3,14 @@ use std::{fs, path::PathBuf};
 use super::*;
 use crate::image::kernel::{KernelSource, elf_with_note};
 
+/// Fills the state folder in `folder` with small files that no machine could start with.
+pub(in crate::image) fn install_fakes(folder: tempfile::TempDir) -> (tempfile::TempDir, PathBuf) {
+    let fixture = Fixture::within(folder);
+    fixture.install(&fixture.options()).unwrap();
+    let state = fixture.state();
+    (fixture.folder, state)
+}
+
 /// A state folder, a kernel to install and programs to install, all small.
 struct Fixture {
     folder: tempfile::TempDir,
@@ -10,7 +18,11 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
-        let fixture = Self { folder: tempfile::tempdir().unwrap() };
+        Self::within(tempfile::tempdir().unwrap())
+    }
+
+    fn within(folder: tempfile::TempDir) -> Self {
+        let fixture = Self { folder };
         let modules = fixture.path("6.1-test");
         fs::create_dir_all(fixture.path("bin")).unwrap();
         fs::create_dir(&modules).unwrap();

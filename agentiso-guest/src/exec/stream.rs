@@ -1,0 +1,253 @@
+//! The life of a streamed command: one loop over connection, pipes and process that never blocks on any of them.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use agentiso_guest::frame::Frame;
+use agentiso_guest::message::{Exit, Input, Reply};
+use rustix::event::PollFlags;
+use rustix::io::{Errno, ioctl_fionread};
+use rustix::termios::tcgetpgrp;
+
+use super::{SIGKILL, collect, kill_group, resize};
+use crate::serve::{Connection, Lost};
+use crate::sys::signal::signal_group;
+use crate::sys::spawn::Spawned;
+
+/// Bytes read from a pipe at once.
+const READ_BYTES: usize = 32 * 1024;
+/// Input waiting for the command above which no more is taken from the connection, in bytes.
+const INPUT_LIMIT: usize = 256 * 1024;
+/// Connection output above which the command's is left in its pipe, in bytes.
+const OUTPUT_LIMIT: usize = 128 * 1024;
+/// Most bytes taken from a terminal after its command ended, in bytes; more than a terminal ever holds.
+const TERMINAL_REST: usize = 256 * 1024;
+/// What ends the input of a terminal.
+const END_OF_TRANSMISSION: u8 = 4;
+
+/// Which stream output belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stream {
+    Stdout,
+    Stderr,
+}
+
+/// Our end of an output pipe, or of a terminal.
+#[derive(Debug)]
+pub(super) struct Output {
+    fd: OwnedFd,
+    stream: Stream,
+    /// Bytes still to be read after the command ended.
+    rest: Option<usize>,
+}
+
+impl Output {
+    pub(super) fn new(fd: OwnedFd, stream: Stream) -> Self {
+        Self { fd, stream, rest: None }
+    }
+}
+
+/// The standard streams of a running command.
+#[derive(Debug)]
+pub(super) struct Streams {
+    /// Where input goes; a terminal's is its output descriptor.
+    input: Option<OwnedFd>,
+    waiting: Vec<u8>,
+    input_ended: bool,
+    outputs: [Option<Output>; 2],
+    is_terminal: bool,
+    takes_input: bool,
+    buffer: Vec<u8>,
+}
+
+impl Streams {
+    pub(super) fn of_pipes(input: Option<OwnedFd>, outputs: [Option<Output>; 2]) -> Self {
+        Self {
+            takes_input: input.is_some(),
+            input,
+            waiting: Vec::new(),
+            input_ended: false,
+            outputs,
+            is_terminal: false,
+            buffer: Vec::new(),
+        }
+    }
+
+    pub(super) fn of_terminal(master: OwnedFd, takes_input: bool) -> Self {
+        let output = Output::new(master, Stream::Stdout);
+        Self { is_terminal: true, takes_input, ..Self::of_pipes(None, [Some(output), None]) }
+    }
+
+    /// The pipes that the command's children may still write to; a terminal is closed instead.
+    pub(super) fn into_outputs(self) -> impl Iterator<Item = OwnedFd> {
+        let outputs = if self.is_terminal { [None, None] } else { self.outputs };
+        outputs.into_iter().flatten().map(|output| output.fd)
+    }
+
+    /// Streams until the command has ended and what it had printed by then is queued. At the deadline its process group
+    /// is killed.
+    ///
+    /// # Errors
+    /// The connection is lost.
+    pub(super) fn run(
+        &mut self,
+        connection: &mut Connection,
+        child: &Spawned,
+        deadline: Option<Instant>,
+    ) -> Result<Exit, Lost> {
+        let mut exit = None;
+        let mut timed_out = false;
+        loop {
+            while self.waiting.len() < INPUT_LIMIT
+                && let Some(frame) = connection.next_message::<Input>()?
+            {
+                self.take_input(frame, exit.is_none().then_some(child));
+            }
+            self.write_input();
+            if let Some(exit) = exit
+                && self.outputs.iter().flatten().all(|output| output.rest == Some(0))
+            {
+                return Ok(if timed_out { Exit::TimedOut } else { exit });
+            }
+            let want_input = self.waiting.len() < INPUT_LIMIT;
+            let want_output = connection.pending() < OUTPUT_LIMIT;
+            let others = [
+                self.output_fd(0, want_output),
+                self.output_fd(1, want_output),
+                (!self.waiting.is_empty()).then(|| self.input_fd()).flatten().map(|fd| (fd, PollFlags::OUT)),
+                exit.is_none().then(|| (child.pidfd.as_fd(), PollFlags::IN)),
+            ];
+            let until = deadline.filter(|_| exit.is_none() && !timed_out);
+            let [stdout, stderr, _, ended] = connection.wait(want_input, others, until)?;
+            if exit.is_none() && !timed_out && deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                timed_out = true;
+                self.kill(child);
+            }
+            if !ended.is_empty() {
+                exit = collect(child);
+                if exit.is_some() {
+                    self.note_rest();
+                }
+            }
+            for (index, ready) in [stdout, stderr].into_iter().enumerate() {
+                if !ready.is_empty() || (exit.is_some() && want_output) {
+                    self.read_output(index, connection);
+                }
+            }
+        }
+    }
+
+    fn output_fd(&self, index: usize, wanted: bool) -> Option<(BorrowedFd<'_>, PollFlags)> {
+        let output = self.outputs[index].as_ref().filter(|output| wanted && output.rest != Some(0))?;
+        Some((output.fd.as_fd(), PollFlags::IN))
+    }
+
+    fn input_fd(&self) -> Option<BorrowedFd<'_>> {
+        if self.is_terminal {
+            return self.outputs[0].as_ref().map(|output| output.fd.as_fd());
+        }
+        self.input.as_ref().map(AsFd::as_fd)
+    }
+
+    fn take_input(&mut self, frame: Frame<Input>, running: Option<&Spawned>) {
+        match frame.message {
+            Input::Stdin { .. } if self.takes_input && !self.input_ended && self.input_fd().is_some() => {
+                self.waiting.extend_from_slice(&frame.payload);
+            }
+            Input::StdinEnd if self.takes_input && !self.input_ended => {
+                if self.is_terminal {
+                    self.waiting.push(END_OF_TRANSMISSION);
+                }
+                self.input_ended = true;
+            }
+            Input::Resize { size } if self.is_terminal => {
+                if let Some(terminal) = self.input_fd() {
+                    // A terminal that is gone has no size.
+                    let _ = resize(terminal, size);
+                }
+            }
+            Input::Signal { signal: signal @ 1..=64 } => {
+                // Once the command is collected, the number of its process group may become another's.
+                if let Some(child) = running {
+                    signal_group(child.pid, signal);
+                }
+            }
+            // Input for a stream that the command does not have, or has closed.
+            _ => {}
+        }
+    }
+
+    fn write_input(&mut self) {
+        let mut written = 0;
+        while let Some(fd) = self.input_fd()
+            && written < self.waiting.len()
+        {
+            match rustix::io::write(fd, &self.waiting[written..]) {
+                Ok(count) => written += count,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => break,
+                Err(_) => {
+                    // The command reads no more.
+                    self.input = None;
+                    written = self.waiting.len();
+                }
+            }
+        }
+        self.waiting.drain(..written);
+        if self.waiting.is_empty() && self.input_ended {
+            self.input = None;
+        }
+    }
+
+    fn kill(&self, child: &Spawned) {
+        if let Some(terminal) = self.input_fd().filter(|_| self.is_terminal)
+            && let Ok(foreground) = tcgetpgrp(terminal)
+        {
+            signal_group(foreground, SIGKILL);
+        }
+        kill_group(child);
+    }
+
+    /// The command has ended: what it printed is in its pipes, what comes later is not its own.
+    fn note_rest(&mut self) {
+        for output in self.outputs.iter_mut().flatten() {
+            output.rest = Some(if self.is_terminal {
+                TERMINAL_REST
+            } else {
+                ioctl_fionread(&output.fd).ok().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0)
+            });
+        }
+        self.waiting.clear();
+        self.input = None;
+    }
+
+    fn read_output(&mut self, index: usize, connection: &mut Connection) {
+        let Some(output) = self.outputs[index].as_mut() else { return };
+        self.buffer.resize(READ_BYTES, 0);
+        let most = output.rest.unwrap_or(READ_BYTES).min(READ_BYTES);
+        if most == 0 {
+            return;
+        }
+        match rustix::io::read(&output.fd, &mut self.buffer[..most]) {
+            Ok(count @ 1..) => {
+                let payload = u32::try_from(count).unwrap_or(u32::MAX);
+                let reply = match output.stream {
+                    Stream::Stdout => Reply::Stdout { payload },
+                    Stream::Stderr => Reply::Stderr { payload },
+                };
+                connection.send_with(&reply, &self.buffer[..count]);
+                if let Some(rest) = &mut output.rest {
+                    *rest -= count;
+                }
+            }
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => {
+                if output.rest.is_some() {
+                    output.rest = Some(0);
+                }
+            }
+            // End of the pipe; a terminal that nobody has open any more is an I/O error.
+            Ok(_) | Err(_) => self.outputs[index] = None,
+        }
+    }
+}

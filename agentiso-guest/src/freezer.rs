@@ -1,0 +1,223 @@
+//! The cgroup that user work runs in, and freezing it.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant};
+
+use agentiso_guest::message::ErrorCode;
+use rustix::event::PollFlags;
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::Errno;
+
+use crate::agent::{Agent, retry};
+use crate::failure::{Failure, Stop};
+use crate::serve::Connection;
+
+/// A cgroup v2 folder for everything the agent starts; the agent itself is outside of it.
+#[derive(Debug)]
+pub(crate) struct UserGroup {
+    path: PathBuf,
+    folder: OwnedFd,
+    /// Whether the group is frozen, or about to be. Starting a process holds it for reading: a process born into a
+    /// frozen group would stop before it runs its program, and the thread that starts it with it.
+    frozen: RwLock<bool>,
+}
+
+impl UserGroup {
+    /// Makes the group at `path`, or takes it over.
+    ///
+    /// # Errors
+    /// There is no cgroup v2 at its parent, or it may not be changed.
+    pub(crate) fn create(path: &Path) -> std::io::Result<Self> {
+        match std::fs::create_dir(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let folder = openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let group = Self { path: path.to_owned(), folder, frozen: RwLock::new(false) };
+        // A group that an earlier agent left frozen would swallow the first command.
+        group.write("cgroup.freeze", "0")?;
+        Ok(group)
+    }
+
+    /// The group for `--service`: below the group that the agent runs in, wherever cgroup v2 is mounted. `None` where
+    /// there is no cgroup v2 to write to.
+    pub(crate) fn of_service() -> Option<Self> {
+        let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+        let own = own.lines().find_map(|line| line.strip_prefix("0::/"))?.to_owned();
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+        let root = mounts.lines().find_map(cgroup2_mount_point)?;
+        // The process id keeps two agents of one group apart.
+        Self::create(&root.join(own).join(format!("agentiso-user-{}", std::process::id()))).ok()
+    }
+
+    /// The folder to be born in, held so that the group does not freeze meanwhile.
+    ///
+    /// # Errors
+    /// User processes are frozen.
+    pub(crate) fn enter(&self) -> Result<Entry<'_>, Failure> {
+        let frozen = self.frozen.read().unwrap_or_else(PoisonError::into_inner);
+        if *frozen {
+            return Err(Failure::new(
+                ErrorCode::Conflict,
+                "starting a command: user processes are frozen; thaw them first",
+            ));
+        }
+        Ok(Entry { folder: self.folder.as_fd(), _thawed: frozen })
+    }
+
+    /// The group's state, and how to wait for its changes.
+    ///
+    /// # Errors
+    /// The system is out of descriptors.
+    pub(crate) fn events(&self) -> Result<GroupEvents, Errno> {
+        openat(&self.folder, "cgroup.events", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map(GroupEvents)
+    }
+
+    /// Lets the group run, whatever it did before.
+    pub(crate) fn thaw(&self) -> Result<(), Errno> {
+        let mut frozen = self.frozen.write().unwrap_or_else(PoisonError::into_inner);
+        self.write("cgroup.freeze", "0")?;
+        *frozen = false;
+        Ok(())
+    }
+
+    /// Kills everything in the group.
+    pub(crate) fn kill(&self) -> Result<(), Errno> {
+        self.write("cgroup.kill", "1")
+    }
+
+    /// Removes the group once it is empty.
+    pub(crate) fn remove(&self) {
+        // What is not empty stays; it holds nothing but itself.
+        let _ = std::fs::remove_dir(&self.path);
+    }
+
+    /// The processes in the group.
+    pub(crate) fn processes(&self) -> Vec<i32> {
+        self.read("cgroup.procs")
+            .map(|text| text.lines().filter_map(|line| line.parse().ok()).collect())
+            .unwrap_or_default()
+    }
+
+    fn begin_freeze(&self) -> Result<(), Errno> {
+        let mut frozen = self.frozen.write().unwrap_or_else(PoisonError::into_inner);
+        self.write("cgroup.freeze", "1")?;
+        *frozen = true;
+        Ok(())
+    }
+
+    fn read(&self, name: &str) -> Result<String, Errno> {
+        let file = openat(&self.folder, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        std::io::read_to_string(std::fs::File::from(file)).map_err(|_| Errno::IO)
+    }
+
+    fn write(&self, name: &str, value: &str) -> Result<(), Errno> {
+        let file = openat(&self.folder, name, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+        retry(|| rustix::io::write(&file, value.as_bytes())).map(drop)
+    }
+}
+
+/// `cgroup.events` of a group. Polls as exceptional (POLLPRI) when something changed since it was last read.
+pub(crate) struct GroupEvents(OwnedFd);
+
+impl GroupEvents {
+    /// Whether all processes of the group are frozen.
+    pub(crate) fn is_frozen(&self) -> Result<bool, Errno> {
+        self.has("frozen 1")
+    }
+
+    /// Whether any process is in the group.
+    pub(crate) fn is_populated(&self) -> Result<bool, Errno> {
+        self.has("populated 1")
+    }
+
+    fn has(&self, wanted: &str) -> Result<bool, Errno> {
+        // Two short lines. Reading this very descriptor is what makes it wait for the next change.
+        let mut text = [0_u8; 256];
+        let count = retry(|| rustix::io::pread(&self.0, &mut text[..], 0))?;
+        Ok(text[..count].split(|byte| *byte == b'\n').any(|line| line == wanted.as_bytes()))
+    }
+}
+
+impl AsFd for GroupEvents {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Leave to start a process in the group, see [`UserGroup::enter`].
+pub(crate) struct Entry<'a> {
+    /// The group's folder.
+    pub(crate) folder: BorrowedFd<'a>,
+    _thawed: RwLockReadGuard<'a, bool>,
+}
+
+fn cgroup2_mount_point(line: &str) -> Option<PathBuf> {
+    let (before, after) = line.split_once(" - ")?;
+    after.starts_with("cgroup2 ").then(|| before.split(' ').nth(4).map(PathBuf::from)).flatten()
+}
+
+/// Freezes user processes and waits until all are.
+///
+/// # Errors
+/// There is no cgroup v2, or not all are frozen after `timeout_ms`: they are thawed again then. They are thawed as well
+/// if the connection is lost meanwhile.
+pub(crate) fn freeze(agent: &Agent, connection: &mut Connection, timeout_ms: u64) -> Result<(), Stop> {
+    let group = group_of(agent)?;
+    let failed = |error| Failure::system("freezing user processes", error);
+    let deadline = Instant::now() + Duration::from_millis(timeout_ms).min(Duration::from_secs(86_400));
+    let events = group.events().map_err(failed)?;
+    let thaw_on_failure = ThawOnFailure(Some(group));
+    group.begin_freeze().map_err(failed)?;
+    while !events.is_frozen().map_err(failed)? {
+        if Instant::now() >= deadline {
+            return Err(Failure::new(
+                ErrorCode::TimedOut,
+                format!("freezing user processes: not all were frozen after {timeout_ms} ms; they run again"),
+            )
+            .into());
+        }
+        while connection.next_message::<agentiso_guest::message::Input>()?.is_some() {}
+        connection.wait(true, [Some((events.as_fd(), PollFlags::PRI))], Some(deadline))?;
+    }
+    thaw_on_failure.keep();
+    Ok(())
+}
+
+/// Lets user processes run again.
+///
+/// # Errors
+/// There is no cgroup v2.
+pub(crate) fn thaw(agent: &Agent) -> Result<(), Failure> {
+    group_of(agent)?.thaw().map_err(|error| Failure::system("thawing user processes", error))
+}
+
+fn group_of(agent: &Agent) -> Result<&UserGroup, Failure> {
+    agent.group.as_ref().ok_or_else(|| {
+        Failure::new(
+            ErrorCode::NotPermitted,
+            "freezing and thawing need cgroup v2, which this agent may not use here",
+        )
+    })
+}
+
+/// Thaws when dropped, unless told to keep the freeze.
+struct ThawOnFailure<'a>(Option<&'a UserGroup>);
+
+impl ThawOnFailure<'_> {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for ThawOnFailure<'_> {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            // The write that froze it worked through the same folder.
+            let _ = group.thaw();
+        }
+    }
+}

@@ -1,0 +1,384 @@
+//! One channel to the host: frames in, frames out, without ever blocking on the other side.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use agentiso_guest::frame::{Decoder, Frame, FrameError, Message, OrHello, encode, encode_plain};
+use agentiso_guest::hello::{Hello, Nonce, Welcome};
+use agentiso_guest::limits::STALLED_MESSAGE_MS;
+use agentiso_guest::message::{Input, Reply, Request};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+/// Bytes read at once. A virtio-serial port gives at most a page.
+const READ_BYTES: usize = 32 * 1024;
+
+/// Output waiting for the host above which producers of output pause, in bytes.
+pub(crate) const OUTPUT_LIMIT: usize = 256 * 1024;
+
+/// How long a message may stay incomplete when what came last is a complete hello.
+const INTERRUPTED_MESSAGE: Duration = Duration::from_millis(250);
+
+/// Buffered input above which a connection needs one of few permits, in bytes.
+const LARGE_MESSAGE: usize = 2 * 1024 * 1024;
+/// Connections that may hold a large message at once: what the agent holds is bounded, whatever clients send.
+const LARGE_MESSAGES: usize = 2;
+static LARGE_HELD: AtomicUsize = AtomicUsize::new(0);
+
+/// Why a connection is over in the middle of an operation.
+#[derive(Debug)]
+pub(crate) enum Lost {
+    /// The host disconnected, and everything it sent has been read.
+    Gone,
+    /// A new connection has begun on the same channel.
+    Replaced(Hello),
+    /// The host sent something that is no message.
+    Malformed(FrameError),
+    /// A message stayed incomplete.
+    Stalled,
+    /// Too many connections hold very long messages.
+    TooLarge,
+}
+
+/// A channel with the buffers of the connection on it.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    fd: OwnedFd,
+    pub(super) decoder: Decoder,
+    nonce: Nonce,
+    scratch: Vec<u8>,
+    out: Vec<u8>,
+    /// Bytes at the front of `out` that are written already.
+    written: usize,
+    /// Since when the message being received is incomplete.
+    incomplete_since: Option<Instant>,
+    last_input: Instant,
+    holds_large: bool,
+}
+
+impl Connection {
+    /// Wraps a non-blocking descriptor.
+    pub(super) fn new(fd: OwnedFd) -> Self {
+        let nobody = Nonce::from_bytes([0; 16]);
+        Self {
+            fd,
+            decoder: Decoder::new(nobody),
+            nonce: nobody,
+            scratch: Vec::new(),
+            out: Vec::new(),
+            written: 0,
+            incomplete_since: None,
+            last_input: Instant::now(),
+            holds_large: false,
+        }
+    }
+
+    pub(super) fn nonce(&self) -> Nonce {
+        self.nonce
+    }
+
+    /// Begins a connection at a message boundary: what was to be sent on the one before is forgotten.
+    pub(super) fn begin(&mut self, nonce: Nonce) {
+        self.nonce = nonce;
+        self.decoder.rebind(nonce);
+        self.out.clear();
+        self.written = 0;
+        self.incomplete_since = None;
+    }
+
+    /// Gives memory back; for a connection with nothing to do.
+    pub(super) fn release_buffers(&mut self) {
+        self.scratch = Vec::new();
+        self.out = Vec::new();
+        self.written = 0;
+    }
+
+    /// Bytes that wait to be written.
+    pub(crate) fn pending(&self) -> usize {
+        self.out.len() - self.written
+    }
+
+    /// Queues a welcome.
+    pub(super) fn send_welcome(&mut self, welcome: &Welcome) {
+        // A welcome is far below the limit and made of strings and numbers: it can always be encoded.
+        let encoded = encode_plain(&mut self.out, welcome);
+        debug_assert!(encoded.is_ok());
+    }
+
+    /// Queues a reply; nothing is written before the next wait or flush.
+    pub(crate) fn send(&mut self, reply: &Reply) {
+        self.send_with(reply, &[]);
+    }
+
+    /// Queues a reply with its payload, which is as long as the reply says.
+    pub(crate) fn send_with(&mut self, reply: &Reply, payload: &[u8]) {
+        if let Err(error) = encode(&mut self.out, reply, payload, self.nonce) {
+            // Replies are built within the limits; should one not be, the host is told instead of left waiting.
+            let text = format!("the reply could not be sent: {error}");
+            let failed = Reply::Error { code: agentiso_guest::message::ErrorCode::Failed, message: text };
+            let encoded = encode(&mut self.out, &failed, &[], self.nonce);
+            debug_assert!(encoded.is_ok());
+        }
+    }
+
+    /// Queues a piece of data and waits while too much is queued.
+    ///
+    /// # Errors
+    /// The connection is lost.
+    pub(crate) fn send_data(&mut self, bytes: &[u8]) -> Result<(), Lost> {
+        let payload = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        self.send_with(&Reply::Data { payload }, bytes);
+        while self.pending() > OUTPUT_LIMIT {
+            // Input is read meanwhile, so that a new connection on the same channel is noticed.
+            while self.next_message::<Input>()?.is_some() {}
+            self.wait(true, [], None)?;
+        }
+        Ok(())
+    }
+
+    /// Writes everything that is queued.
+    ///
+    /// # Errors
+    /// The connection is lost.
+    pub(crate) fn flush(&mut self) -> Result<(), Lost> {
+        self.write_some()?;
+        while self.pending() > 0 {
+            while self.next_message::<Input>()?.is_some() {}
+            self.wait(true, [], None)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what is queued as far as that goes without waiting, until `deadline`; errors do not matter.
+    pub(crate) fn flush_until(&mut self, deadline: Instant) {
+        while self.write_some().is_ok() && self.pending() > 0 && Instant::now() < deadline {
+            let mut fds = [PollFd::new(&self.fd, PollFlags::OUT)];
+            let _ = poll(&mut fds, Some(&timeout_until(Some(deadline))));
+        }
+    }
+
+    /// The next message, if all of it has arrived.
+    ///
+    /// # Errors
+    /// A new connection has begun, or the message is malformed.
+    pub(crate) fn next_message<M: Message>(&mut self) -> Result<Option<Frame<M>>, Lost> {
+        loop {
+            let frame = self.decoder.next_frame::<OrHello<M>>().map_err(Lost::Malformed)?;
+            match frame {
+                None => {
+                    self.note_incomplete();
+                    return Ok(None);
+                }
+                Some(Frame { message: OrHello::Message(message), payload }) => {
+                    self.incomplete_since = None;
+                    return Ok(Some(Frame { message, payload }));
+                }
+                // The same hello, sent again before the welcome arrived.
+                Some(Frame { message: OrHello::Hello(hello), .. }) if hello.hello == self.nonce => {
+                    self.incomplete_since = None;
+                }
+                Some(Frame { message: OrHello::Hello(hello), .. }) => return Err(Lost::Replaced(hello)),
+            }
+        }
+    }
+
+    /// Waits for the request.
+    ///
+    /// # Errors
+    /// The connection is lost.
+    pub(super) fn receive_request(&mut self) -> Result<Request, Lost> {
+        loop {
+            if let Some(frame) = self.next_message::<Request>()? {
+                return Ok(frame.message);
+            }
+            self.wait(true, [], None)?;
+        }
+    }
+
+    /// Waits for the next input.
+    ///
+    /// # Errors
+    /// The connection is lost.
+    pub(crate) fn receive_input(&mut self) -> Result<Frame<Input>, Lost> {
+        loop {
+            if let Some(frame) = self.next_message::<Input>()? {
+                return Ok(frame);
+            }
+            self.wait(true, [], None)?;
+        }
+    }
+
+    fn note_incomplete(&mut self) {
+        if !self.decoder.is_mid_message() {
+            self.incomplete_since = None;
+            if self.holds_large {
+                LARGE_HELD.fetch_sub(1, Ordering::AcqRel);
+                self.holds_large = false;
+            }
+        } else if self.incomplete_since.is_none() {
+            self.incomplete_since = Some(Instant::now());
+        }
+    }
+
+    /// When the message being received has been incomplete for too long.
+    pub(super) fn stall_deadline(&self) -> Option<Instant> {
+        let since = self.incomplete_since?;
+        if self.decoder.is_interrupted_by_hello() {
+            return Some(self.last_input + INTERRUPTED_MESSAGE);
+        }
+        Some(since + Duration::from_millis(STALLED_MESSAGE_MS))
+    }
+
+    /// As [`Connection::stall_deadline`], between two connections.
+    pub(super) fn idle_stall_deadline(&mut self) -> Option<Instant> {
+        self.note_incomplete();
+        self.stall_deadline()
+    }
+
+    /// Drops what was received of a connection that is gone.
+    pub(super) fn forget_input(&mut self) {
+        self.decoder = Decoder::new(self.nonce);
+        self.note_incomplete();
+    }
+
+    /// Writes and reads what is possible, then waits until something of it, one of `others`, or the deadline comes.
+    /// Without `want_input`, only the loss of the connection is noticed of what the host does. Returns what `others`
+    /// are ready for. May return early; the caller looks at what it waits for and calls again.
+    ///
+    /// # Errors
+    /// The connection is lost.
+    pub(crate) fn wait<const N: usize>(
+        &mut self,
+        want_input: bool,
+        others: [Option<(BorrowedFd<'_>, PollFlags)>; N],
+        deadline: Option<Instant>,
+    ) -> Result<[PollFlags; N], Lost> {
+        self.write_some()?;
+        if !want_input {
+            self.incomplete_since = None;
+        }
+        let stall = self.stall_deadline();
+        let until = [deadline, stall].into_iter().flatten().min();
+        let mut events = PollFlags::empty();
+        if want_input {
+            events |= PollFlags::IN | PollFlags::RDHUP;
+        }
+        if self.pending() > 0 {
+            events |= PollFlags::OUT;
+        }
+        let (mine, theirs) = {
+            let mut fds = Vec::with_capacity(N + 1);
+            fds.push(PollFd::new(&self.fd, events));
+            // A descriptor that is not waited for stands in as "nothing" on our own, its answer is not looked at.
+            fds.extend(others.iter().map(|other| match other {
+                Some((fd, events)) => PollFd::from_borrowed_fd(*fd, *events),
+                None => PollFd::new(&self.fd, PollFlags::empty()),
+            }));
+            match poll(&mut fds, until.map(|until| timeout_until(Some(until))).as_ref()) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(_) => return Err(Lost::Gone),
+            }
+            let mut ready = [PollFlags::empty(); N];
+            for ((ready, other), fd) in ready.iter_mut().zip(&others).zip(&fds[1..]) {
+                if other.is_some() {
+                    *ready = fd.revents();
+                }
+            }
+            (fds[0].revents(), ready)
+        };
+        if mine.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR | PollFlags::RDHUP) {
+            self.read_some()?;
+        } else if stall.is_some_and(|stall| stall <= Instant::now()) {
+            return Err(Lost::Stalled);
+        }
+        Ok(theirs)
+    }
+
+    /// Reads once without waiting. Returns whether something came.
+    ///
+    /// # Errors
+    /// The host is gone, or sends too much.
+    fn read_some(&mut self) -> Result<bool, Lost> {
+        match self.read_raw() {
+            Ok(Some(0)) => Err(Lost::Gone),
+            Ok(Some(count)) => {
+                self.decoder.feed(&self.scratch[..count]);
+                if self.decoder.buffered() > LARGE_MESSAGE && !self.holds_large {
+                    if LARGE_HELD.fetch_add(1, Ordering::AcqRel) >= LARGE_MESSAGES {
+                        LARGE_HELD.fetch_sub(1, Ordering::AcqRel);
+                        return Err(Lost::TooLarge);
+                    }
+                    self.holds_large = true;
+                }
+                Ok(true)
+            }
+            Ok(None) => Ok(false),
+            Err(_) => Err(Lost::Gone),
+        }
+    }
+
+    /// Reads once into the scratch buffer: how many bytes, 0 at the end, `None` if there is nothing now.
+    pub(super) fn read_raw(&mut self) -> Result<Option<usize>, Errno> {
+        self.scratch.resize(READ_BYTES, 0);
+        match rustix::io::read(&self.fd, &mut self.scratch[..]) {
+            Ok(count) => {
+                self.last_input = Instant::now();
+                Ok(Some(count))
+            }
+            Err(Errno::AGAIN | Errno::INTR) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What [`Connection::read_raw`] has read.
+    pub(super) fn scratch(&self, count: usize) -> &[u8] {
+        &self.scratch[..count]
+    }
+
+    /// Writes what can be written now.
+    fn write_some(&mut self) -> Result<(), Lost> {
+        while self.written < self.out.len() {
+            match rustix::io::write(&self.fd, &self.out[self.written..]) {
+                Ok(count) => self.written += count,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => break,
+                Err(_) => return Err(Lost::Gone),
+            }
+        }
+        if self.written == self.out.len() {
+            self.out.clear();
+            self.written = 0;
+        } else if self.written > OUTPUT_LIMIT {
+            self.out.drain(..self.written);
+            self.written = 0;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if self.holds_large {
+            LARGE_HELD.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// The time that is left, rounded up to whole milliseconds so that a wait never ends too early; a day if there is no
+/// deadline.
+pub(crate) fn timeout_until(deadline: Option<Instant>) -> Timespec {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let left = deadline.map_or(DAY, |deadline| deadline.saturating_duration_since(Instant::now()).min(DAY));
+    let left = left + Duration::from_micros(1);
+    Timespec {
+        tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: left.subsec_nanos().into(),
+    }
+}

@@ -1,0 +1,109 @@
+//! The agent as a service under another init: it serves, and leaves the rest of the system alone.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::system::{RebootCommand, reboot};
+
+use crate::agent::Agent;
+use crate::console::say;
+use crate::freezer::UserGroup;
+use crate::init::channels;
+use crate::serve::{streams, timeout_until};
+use crate::supervise::{Ending, Ports, supervise};
+use crate::sys::signal;
+
+/// Programs that end a system in its own way; the first that is there is taken.
+const POWER_OFF: [&str; 3] = ["/sbin/poweroff", "/usr/sbin/poweroff", "/bin/poweroff"];
+
+/// A socket file that disappears with the agent.
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // If it is gone, so much the better.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Serves until a signal or a shutdown request.
+pub(crate) fn run(unix: Option<PathBuf>) -> ExitCode {
+    match serve(unix.as_deref()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(unix: Option<&Path>) -> Result<(), String> {
+    let signals = signal::take_over().map_err(|error| format!("preparing signals: {error}"))?;
+    let agent = Agent::new(UserGroup::of_service()).map_err(|error| format!("starting: {error}"))?;
+    let agent = Arc::new(agent);
+    let mut socket_file = None;
+    let ports = match unix {
+        Some(path) => {
+            agent.refuse_shutdown();
+            let listening = |error| format!("listening on {}: {error}", path.display());
+            let socket = streams::listen_unix(path).map_err(listening)?;
+            socket_file = Some(SocketFile(path.to_owned()));
+            streams::serve(&agent, socket, streams::Family::Unix).map_err(listening)?;
+            None
+        }
+        None => {
+            let (slots, uevents) = channels::open(&agent)?;
+            Some(Ports { slots, uevents })
+        }
+    };
+    let ending = supervise(&agent, &signals, ports, None, false);
+    drop(socket_file);
+    let (Ending::Requested(grace) | Ending::Signal(grace)) = ending;
+    if let Some(group) = &agent.group {
+        end_group(group, grace);
+    }
+    match ending {
+        Ending::Signal(_) => Ok(()),
+        Ending::Requested(_) => power_off(),
+    }
+}
+
+/// Ends everything that was started: SIGTERM, then SIGKILL.
+fn end_group(group: &UserGroup, grace: Duration) {
+    // What is frozen hears no signal but SIGKILL.
+    let _ = group.thaw();
+    for process in group.processes() {
+        if let Some(process) = rustix::process::Pid::from_raw(process) {
+            // It may have ended meanwhile.
+            let _ = rustix::process::kill_process(process, rustix::process::Signal::TERM);
+        }
+    }
+    let deadline = Instant::now() + grace;
+    if let Ok(events) = group.events() {
+        while events.is_populated().unwrap_or(false) && Instant::now() < deadline {
+            let mut fds = [PollFd::new(&events, PollFlags::PRI)];
+            let _ = poll(&mut fds, Some(&timeout_until(Some(deadline))));
+        }
+    }
+    let _ = group.kill();
+    group.remove();
+}
+
+/// Ends the system in its own way; where it has none, directly.
+fn power_off() -> Result<(), String> {
+    rustix::fs::sync();
+    if let Some(program) = POWER_OFF.iter().find(|program| Path::new(program).exists()) {
+        let mut child = std::process::Command::new(program)
+            .spawn()
+            .map_err(|error| format!("shutting down: executing {program}: {error}"))?;
+        return match child.wait() {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(format!("shutting down: {program} failed: {status}")),
+            Err(error) => Err(format!("shutting down: {error}")),
+        };
+    }
+    reboot(RebootCommand::PowerOff).map_err(|error| format!("shutting down: {error}"))
+}
