@@ -124,6 +124,10 @@ impl Message for Opening {
             Self::Reply(reply) => reply.payload_len(),
         }
     }
+
+    fn from_json(body: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(body)
+    }
 }
 
 /// Sends what belongs to a running operation.

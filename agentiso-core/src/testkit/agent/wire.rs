@@ -2,12 +2,11 @@
 
 use agentiso_guest::{
     PROTOCOL_GENERATION,
-    frame::{Decoder, Frame, LENGTH_BYTES, Message, encode, encode_plain},
+    frame::{Decoder, Frame, LENGTH_BYTES, Message, OrHello, encode, encode_plain},
     hello::{Hello, Nonce, Verdict, Welcome},
     limits::MAX_HELLO_SIZE,
     message::{Input, Reply, Request},
 };
-use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::testkit::FakeGuest;
@@ -23,20 +22,6 @@ pub(super) struct Wire<S> {
     nonce: Nonce,
     decoder: Decoder,
     chunk: Vec<u8>,
-}
-
-/// What may come in place of a request: a hello is sent again when its answer is slow.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(untagged)]
-enum First {
-    HelloAgain(Hello),
-    Request(Request),
-}
-
-impl Message for First {
-    fn payload_len(&self) -> u32 {
-        0
-    }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Wire<S> {
@@ -70,10 +55,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Wire<S> {
     /// The operation this connection is for.
     pub(super) async fn request(&mut self) -> Result<Request, Disconnected> {
         loop {
-            match self.receive::<First>().await?.message {
-                First::HelloAgain(hello) if hello.hello == self.nonce => {}
-                First::HelloAgain(_) => return Err(Disconnected),
-                First::Request(request) => return Ok(request),
+            match self.receive().await?.message {
+                // A hello is sent again when its answer is slow.
+                OrHello::Hello(hello) if hello.hello == self.nonce => {}
+                OrHello::Hello(_) => return Err(Disconnected),
+                OrHello::Message(request) => return Ok(request),
             }
         }
     }
