@@ -54,7 +54,7 @@ pub(crate) enum Command {
     Policy(commands::policy::PolicyArgs),
     Image(commands::image::ImageArgs),
     Prune(commands::prune::PruneArgs),
-    // Doctor(commands::doctor::DoctorArgs),
+    Doctor(commands::doctor::DoctorArgs),
     Completions(commands::completions::CompletionsArgs),
     Man(commands::man::ManArgs),
 }

@@ -1,6 +1,9 @@
 //! What every command has at hand.
 
-use agentiso_core::{Config, Host, Workspace};
+use agentiso_core::{
+    Config, Host, Workspace,
+    doctor::{CheckStatus, doctor},
+};
 use tokio::sync::OnceCell;
 
 use crate::{error::CliError, output::Output, progress::Progress};
@@ -36,6 +39,13 @@ impl Context {
     /// Shows on a terminal that something takes its time; not with `--json`.
     pub(crate) fn progress(&self, what: impl Into<String>) -> Progress {
         Progress::spinner(what, !self.output.json)
+    }
+
+    /// The QEMU that machines would run in, with its version.
+    pub(crate) async fn qemu(&self) -> Result<Option<String>, CliError> {
+        let checks = doctor(&self.config()?).await.checks;
+        let found = checks.into_iter().find(|check| check.name == "QEMU" && check.status == CheckStatus::Ok);
+        Ok(found.map(|check| check.detail))
     }
 
     /// Waits until what was begun is complete or undone.

@@ -70,9 +70,5 @@ fn start_log(json: bool) {
     let quiet = if json { "off" } else { "warn" };
     let filter = tracing_subscriber::EnvFilter::try_from_env("AGENTISO_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(quiet));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }

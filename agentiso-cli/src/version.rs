@@ -15,7 +15,7 @@ struct Version {
 }
 
 pub(crate) async fn print(context: &Context) -> Result<u8, CliError> {
-    let qemu = context.host().await.ok().map(|host| host.isolation().hypervisor);
+    let qemu = context.qemu().await?;
     let version =
         Version { version: env!("CARGO_PKG_VERSION"), protocol_generation: PROTOCOL_GENERATION, qemu };
     context.output.print(&version, |version| {

@@ -193,7 +193,8 @@ async fn download(
         Target::As { folder, name } => (folder, Some(name)),
         Target::ContentsInto { folder } => (folder, None),
     };
-    let target = Download { folder, name, from_root: path == "/", owners: args.archive };
+    let target =
+        Download { folder, name, from_root: Path::new(&path).file_name().is_none(), owners: args.archive };
     let watch = Watch::new(context, format!("copying {source}"), total);
     transfer::download(guest, &path, follow, target, watch).await
 }

@@ -4,7 +4,7 @@ mod args;
 pub(crate) mod completions;
 pub(crate) mod copy;
 pub(crate) mod create;
-// pub(crate) mod doctor;
+pub(crate) mod doctor;
 pub(crate) mod exec;
 pub(crate) mod fork;
 pub(crate) mod image;
@@ -54,7 +54,7 @@ pub(crate) async fn dispatch(
         Command::Policy(args) => interruptible(policy::policy(args, context)).await,
         Command::Image(args) => interruptible(image::image(args, context)).await,
         Command::Prune(args) => interruptible(prune::prune(args, context)).await,
-        // Command::Doctor(args) => interruptible(doctor::doctor(args, context)).await,
+        Command::Doctor(args) => interruptible(doctor::doctor(args, context)).await,
         Command::Completions(args) => completions::completions(&args),
         Command::Man(args) => man::man(&args),
     }

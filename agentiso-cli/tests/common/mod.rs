@@ -2,31 +2,56 @@
 #![allow(dead_code, reason = "each test binary uses part of it")]
 
 pub(crate) mod vm;
+pub(crate) mod window;
 
 use std::{
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
 
 use serde_json::Value;
 
+/// What cargo built along with these tests.
+const BUILT: &str = env!("CARGO_BIN_EXE_agentiso");
+
 /// The program, with a state folder.
 pub(crate) struct Cli {
+    program: PathBuf,
     home: PathBuf,
     /// Removed with the value.
     _folder: Option<tempfile::TempDir>,
 }
 
 impl Cli {
-    /// With a state folder of its own, in which there is nothing yet.
+    /// With a state folder of its own, which is not there yet.
     pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        Self { home: folder.path().join("state"), _folder: Some(folder) }
+        Self { program: BUILT.into(), home: folder.path().join("state"), _folder: Some(folder) }
+    }
+
+    /// The same, with a companion program that does nothing: without one a state folder cannot be opened.
+    pub(crate) fn without_machines() -> Self {
+        let cli = Self::new();
+        let shim = cli.home.join("lib/agentiso-shim");
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(cli.home.join("lib")).unwrap();
+        std::fs::write(&shim, "#!/bin/false\n").unwrap();
+        std::fs::set_permissions(&shim, std::fs::Permissions::from_mode(0o755)).unwrap();
+        cli
     }
 
     /// With this state folder.
     pub(crate) fn at(home: impl Into<PathBuf>) -> Self {
-        Self { home: home.into(), _folder: None }
+        Self { program: BUILT.into(), home: home.into(), _folder: None }
+    }
+
+    /// The same, as this program.
+    pub(crate) fn with_program(self, program: impl Into<PathBuf>) -> Self {
+        Self { program: program.into(), ..self }
+    }
+
+    pub(crate) fn program(&self) -> &Path {
+        &self.program
     }
 
     pub(crate) fn home(&self) -> &Path {
@@ -35,7 +60,7 @@ impl Cli {
 
     /// The program with these arguments, not yet started: nothing on standard input, output kept.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_agentiso"));
+        let mut command = Command::new(&self.program);
         command
             .args(arguments)
             .env("AGENTISO_HOME", &self.home)

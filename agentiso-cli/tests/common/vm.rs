@@ -17,17 +17,21 @@ use super::{Cli, Ended};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
 /// The program at the state folder prepared for tests with machines; none, with the reason printed, without one.
+///
+/// `cargo xtask test` prepares one, and says so with AGENTISO_TEST_SEED; AGENTISO_VM_TESTS=1 says it by hand.
 pub(crate) fn cli() -> Option<Cli> {
-    let home = std::env::var_os("AGENTISO_HOME").map(PathBuf::from);
-    match (std::env::var("AGENTISO_VM_TESTS").as_deref(), home) {
-        (Ok("1"), Some(home)) => Some(Cli::at(home)),
-        _ => {
-            eprintln!(
-                "skipped: AGENTISO_VM_TESTS=1 and a prepared AGENTISO_HOME are not set; `cargo xtask test` sets them"
-            );
-            None
-        }
-    }
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    let is_prepared = variable("AGENTISO_TEST_SEED").is_some()
+        || variable("AGENTISO_VM_TESTS").is_some_and(|value| value == "1");
+    let Some(home) = variable("AGENTISO_HOME").filter(|_| is_prepared) else {
+        println!("skipped: there is no state folder with an image; `cargo xtask test` makes one");
+        return None;
+    };
+    let cli = Cli::at(PathBuf::from(home));
+    Some(match variable("AGENTISO_BIN") {
+        Some(program) => cli.with_program(PathBuf::from(program)),
+        None => cli,
+    })
 }
 
 /// A workspace name that no other test uses.
