@@ -131,7 +131,7 @@ pub async fn throwaway(host: &Host) -> Result<Workspace, BoxError> {
 /// The host at hand, if it has the image.
 async fn open() -> Result<Host, BoxError> {
     let host = Host::open(Config::from_env()?).await?;
-    host.images().info(&image()).await?;
+    host.images().find(&agentiso_core::types::ImageName::new(image())?).await?;
     Ok(host)
 }
 
