@@ -32,7 +32,7 @@ fn statuses_are_those_of_shells() {
         (vec!["true"], 0),
         (vec!["sh", "-c", "exit 77"], 77),
         (vec!["no-such-program"], 127),
-        (vec!["/etc/hostname"], 126),
+        (vec!["/etc/passwd"], 126),
         (vec!["sh", "-c", "kill -9 $$"], 137),
         (vec!["sh", "-c", "kill -TERM $$"], 143),
     ] {
