@@ -11,6 +11,7 @@ use agentiso_guest::{
     message::{Input, Reply, Request},
 };
 use libfuzzer_sys::fuzz_target;
+use serde::Serialize;
 
 /// The connection's nonce; the seeds hold payloads that are sealed with it.
 const NONCE: Nonce = Nonce::from_bytes(*b"0123456789abcdef");
@@ -28,7 +29,7 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
-fn check<M: Message + PartialEq + Debug>(cut: u8, stream: &[u8]) {
+fn check<M: Message + Serialize + PartialEq + Debug>(cut: u8, stream: &[u8]) {
     let (whole, failed) = decode::<M>(stream.chunks(stream.len().max(1)));
     let (pieces, failed_in_pieces) = decode::<M>(stream.chunks(usize::from(cut) + 1));
     assert_eq!(whole, pieces, "the frames depend on how the bytes are cut");

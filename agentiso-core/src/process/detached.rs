@@ -68,7 +68,7 @@ impl Detached {
             stderr: None,
             uid: None,
             files: FileRules::nothing(),
-            sockets: Sockets::Unix,
+            sockets: Sockets::None,
             open_files: 1024,
             file_bytes: None,
             threads: None,
@@ -117,7 +117,7 @@ impl Detached {
         self
     }
 
-    /// Which sockets it may make; unix sockets unless said.
+    /// Which sockets it may make; none unless said.
     #[allow(dead_code, reason = "for the network's companion processes")]
     pub(crate) fn sockets(&mut self, sockets: Sockets) -> &mut Self {
         self.sockets = sockets;

@@ -1,7 +1,7 @@
 //! System calls that no program started by [`Detached`](super::Detached) ever needs, refused by the kernel.
 //!
-//! Landlock covers files, TCP and signals. This covers what it leaves: UDP, raw and netlink sockets (for programs
-//! that use unix sockets only), io_uring (which opens sockets and files past a seccomp filter), other processes'
+//! Landlock covers files, TCP and signals. This covers what it leaves: sockets of other kinds, unix sockets of
+//! other programs among them (for programs that are passed all the sockets they use), io_uring (which opens sockets and files past a seccomp filter), other processes'
 //! memory, and kernel interfaces with a record of local escapes. QEMU adds its own, longer filter.
 
 use super::sys::Filter;
@@ -9,8 +9,8 @@ use super::sys::Filter;
 /// Which sockets a program may make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sockets {
-    /// Unix sockets only.
-    Unix,
+    /// None: those it uses are passed to it.
+    None,
     #[allow(dead_code, reason = "for the network's companion processes")]
     /// Unix and Internet sockets, and netlink for asking the kernel about routes.
     Internet,
@@ -88,7 +88,7 @@ pub(super) fn filter(sockets: Sockets) -> Option<Filter> {
         program.push(answer(refuse));
     }
     let families: &[libc::c_int] = match sockets {
-        Sockets::Unix => &[libc::AF_UNIX],
+        Sockets::None => &[],
         Sockets::Internet => &[libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK],
     };
     // socket(family, ...): the families that are let through, then a refusal.
@@ -132,12 +132,12 @@ fn answer(value: u32) -> libc::sock_filter {
 
 /// What the filter does on this host.
 pub(super) fn report(stands: &mut Vec<String>, open: &mut Vec<String>) {
-    if filter(Sockets::Unix).is_none() {
+    if filter(Sockets::None).is_none() {
         open.push("no system call filter of agentiso's own for this CPU".to_owned());
     } else {
         stands.push(
-            "seccomp: no io_uring, no other process's memory, no namespaces or mounts, only the socket families it \
-             needs"
+            "seccomp: no io_uring, no other process's memory, no namespaces or mounts, no sockets but those \
+             it was given or, for the network process, Internet ones"
                 .to_owned(),
         );
     }

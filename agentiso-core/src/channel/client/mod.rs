@@ -43,7 +43,7 @@ pub use self::{
     text::clean_text,
 };
 use self::{error::Call, session::kind};
-use crate::channel::{ChannelRecord, GuestChannel, Lane};
+use crate::channel::{ChannelRecord, GuestChannel, GuestStream, Lane};
 
 /// How long to connect, hello included, unless asked otherwise.
 pub const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -99,6 +99,16 @@ impl GuestClient {
     pub fn with_connect_limit(mut self, limit: Duration) -> Self {
         self.connect_limit = limit;
         self
+    }
+
+    /// A connection of its own before any hello, for measuring the channel. It takes up a lane until it is dropped.
+    ///
+    /// # Errors
+    /// [`GuestError::Channel`].
+    pub async fn connect_raw(&self) -> Result<GuestStream, GuestError> {
+        let call = Call { id: self.record.id, operation: "connect" };
+        let connecting = self.channel.connect(&self.record, self.lane, self.connect_limit);
+        connecting.await.map_err(|error| call.channel(error))
     }
 
     /// Asks for a sign of life.

@@ -9,7 +9,6 @@ use agentiso_guest::{
     limits::MAX_PAYLOAD_SIZE,
     message::{Input, Reply},
 };
-use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use super::{
@@ -110,8 +109,6 @@ impl ReplyReader {
 }
 
 /// What may come while a hello that was sent more than once is being answered.
-#[derive(Serialize, Deserialize)]
-#[serde(untagged)]
 enum Opening {
     Welcome(Welcome),
     Reply(Reply),
@@ -126,6 +123,12 @@ impl Message for Opening {
             Self::Welcome(_) => 0,
             Self::Reply(reply) => reply.payload_len(),
         }
+    }
+
+    fn from_json(body: &[u8]) -> Result<Self, serde_json::Error> {
+        Reply::from_json(body)
+            .map(Self::Reply)
+            .or_else(|error| serde_json::from_slice(body).map(Self::Welcome).map_err(|_| error))
     }
 }
 

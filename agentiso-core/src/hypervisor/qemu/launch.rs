@@ -47,6 +47,9 @@ const OPEN_FILES: u64 = 1024;
 /// Threads that QEMU may have, where they can be counted for it alone: vCPUs, up to 64 disk workers, its own few.
 const THREADS: u64 = 256;
 
+/// Why most machines that do not start do not start.
+const ENDED: &str = "QEMU ended before it had built the machine";
+
 const CONSOLE_LOG: &str = "console.log";
 const STDERR_LOG: &str = "stderr.log";
 
@@ -144,15 +147,19 @@ pub(super) async fn launch(qemu: &Qemu, spec: LaunchSpec) -> Result<Machine, Hyp
 impl Underway {
     /// Waits until QEMU has built the machine, or has ended.
     async fn greeted(&self, run_dir: &Path) -> Result<Monitor, (String, Option<Source>)> {
+        let process = self.machine.process();
         tokio::select! {
             biased;
-            exited = self.machine.process().wait_exit(START_LIMIT) => Err(match exited {
-                Ok(true) => ("QEMU ended at once".to_owned(), None),
+            exited = process.wait_exit(START_LIMIT) => Err(match exited {
+                Ok(true) => (ENDED.to_owned(), None),
                 Ok(false) => (format!("QEMU did not build the machine within {START_LIMIT:?}"), None),
                 Err(error) => ("QEMU could not be watched".to_owned(), Some(error.into())),
             }),
-            opened = Monitor::open_within(run_dir, START_LIMIT) => {
-                opened.map_err(|error| ("its control socket did not answer".to_owned(), Some(error.into())))
+            opened = Monitor::open_within(run_dir, START_LIMIT) => match opened {
+                Ok(monitor) => Ok(monitor),
+                // The socket closes a little before the process has ended, which is what matters to people.
+                Err(_) if matches!(process.wait_exit(LAST_WORDS_LIMIT).await, Ok(true)) => Err((ENDED.to_owned(), None)),
+                Err(error) => Err(("its control socket did not answer".to_owned(), Some(error.into()))),
             }
         }
     }

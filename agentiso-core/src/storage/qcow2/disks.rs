@@ -169,7 +169,7 @@ pub(super) fn finish_snapshot(
             }
             replace(folder, &manifest)?;
             // No other manifest can name it: only committed snapshots are forked.
-            folder.remove(&path)
+            folder.remove_unnamed(&path)
         }
         (Outcome::Abort, None) if kept => Err(exists(format_args!("snapshot {snapshot}"))),
         (Outcome::Abort, None) => Ok(()),

@@ -218,6 +218,18 @@ impl Folder {
         }
     }
 
+    /// Removes a file that no manifest names. Not there: no effect.
+    ///
+    /// Not made durable: what comes back when the host loses its power is swept again, and an fsync for each layer
+    /// would keep everybody else waiting for the lock.
+    pub(super) fn remove_unnamed(&self, path: &Path) -> Result<(), StorageError> {
+        self.step().map_err(failed("remove", path))?;
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
+            _ => Ok(()),
+        }
+    }
+
     /// Keeps a file from being written by whoever opens it from now on.
     pub(super) fn make_read_only(&self, path: &Path) -> Result<(), StorageError> {
         self.step()

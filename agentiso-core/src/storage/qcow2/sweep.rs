@@ -68,7 +68,7 @@ impl Records {
 pub(super) fn sweep(folder: &Folder, records: &Records) -> Result<(), StorageError> {
     for part in [&folder.bases, &folder.disks] {
         for name in names(part)?.iter().filter(|name| name.starts_with(TEMPORARY_PREFIX)) {
-            folder.remove(&part.join(name))?;
+            folder.remove_unnamed(&part.join(name))?;
         }
     }
     if !records.damaged.is_empty() {
@@ -79,7 +79,7 @@ pub(super) fn sweep(folder: &Folder, records: &Records) -> Result<(), StorageErr
         records.disks.values().flat_map(|disk| disk.named_layers().map(|layer| &layer.id)).collect();
     for layer in ids_in(&folder.layers, extension(LayerFormat::Qcow2), LayerId::parse)? {
         if !named.contains(&layer) {
-            folder.remove(&folder.layer_file(&layer))?;
+            folder.remove_unnamed(&folder.layer_file(&layer))?;
         }
     }
     let stood_on: BTreeSet<BaseId> = records
@@ -90,7 +90,7 @@ pub(super) fn sweep(folder: &Folder, records: &Records) -> Result<(), StorageErr
         .collect();
     for base in ids_in(&folder.bases, extension(LayerFormat::Raw), |text| text.parse::<BaseId>().ok())? {
         if !stood_on.contains(&base) {
-            folder.remove(&folder.base_file(base))?;
+            folder.remove_unnamed(&folder.base_file(base))?;
         }
     }
     Ok(())

@@ -7,7 +7,7 @@ use agentiso_guest::{
     limits::MAX_HELLO_SIZE,
     message::{Input, Reply, Request},
 };
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::testkit::FakeGuest;
@@ -26,7 +26,7 @@ pub(super) struct Wire<S> {
 }
 
 /// What may come in place of a request: a hello is sent again when its answer is slow.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum First {
     HelloAgain(Hello),
@@ -36,6 +36,10 @@ enum First {
 impl Message for First {
     fn payload_len(&self) -> u32 {
         0
+    }
+
+    fn from_json(body: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(body)
     }
 }
 

@@ -232,7 +232,7 @@ impl Agent {
     }
 }
 
-pub(super) fn encoded<M: Message>(message: &M, payload: &[u8], nonce: Nonce) -> Vec<u8> {
+pub(super) fn encoded<M: Message + serde::Serialize>(message: &M, payload: &[u8], nonce: Nonce) -> Vec<u8> {
     let mut bytes = Vec::new();
     frame::encode(&mut bytes, message, payload, nonce).unwrap();
     bytes

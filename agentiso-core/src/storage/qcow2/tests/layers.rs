@@ -1,10 +1,15 @@
 //! Layer files as QEMU's tools and the file system see them.
 
-use std::{os::unix::fs::PermissionsExt, path::Path, process::Command};
+use std::{
+    io::Write,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{Command, Stdio},
+};
 
-use super::fixture::{QemuFixture, read_marker, write_marker};
+use super::fixture::{QemuFixture, node, read_marker, write_marker};
 use crate::{
-    storage::{DiskOrigin, Outcome, PendingSnapshot, Storage},
+    storage::{DiskChain, DiskOrigin, Outcome, PendingSnapshot, Storage},
     types::{BaseId, DiskId, SnapshotId},
 };
 
@@ -147,4 +152,49 @@ async fn many_forks_at_once_all_succeed_while_others_are_destroyed() {
         storage.open_disk(disk).await.unwrap();
     }
     assert_eq!(fixture.files_in("layers").len(), 22);
+}
+
+#[tokio::test]
+async fn running_user_moves_to_the_new_layer() {
+    let Some((fixture, disk)) = with_disk(10 << 30).await else { return };
+    let storage = fixture.storage().await;
+    let snapshot = SnapshotId::random();
+    let chain = storage.open_disk(disk).await.unwrap();
+    let PendingSnapshot::Pivot { to } = storage.begin_snapshot(disk, snapshot).await.unwrap() else {
+        panic!("qcow2 pivots")
+    };
+    let mut present = node(&chain);
+    present["node-name"] = "present".into();
+    let mut new = node(&DiskChain { layers: vec![to] });
+    new["node-name"] = "new".into();
+    let commands = [
+        serde_json::json!({ "execute": "qmp_capabilities" }),
+        serde_json::json!({ "execute": "blockdev-add", "arguments": present }),
+        serde_json::json!({ "execute": "blockdev-add", "arguments": new }),
+        serde_json::json!({ "execute": "blockdev-snapshot", "arguments": { "node": "present", "overlay": "new" } }),
+        serde_json::json!({ "execute": "query-named-block-nodes", "arguments": { "flat": true } }),
+        serde_json::json!({ "execute": "quit" }),
+    ];
+
+    let mut daemon = Command::new("qemu-storage-daemon")
+        .args(["--chardev", "stdio,id=qmp", "--monitor", "qmp"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines: String = commands.iter().map(|command| format!("{command}\n")).collect();
+    daemon.stdin.as_mut().unwrap().write_all(lines.as_bytes()).unwrap();
+    let output = daemon.wait_with_output().unwrap();
+    storage.finish_snapshot(disk, snapshot, Outcome::Commit).await.unwrap();
+
+    let text = String::from_utf8(output.stdout).unwrap();
+    let replies: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(replies.iter().all(|reply| reply.get("error").is_none()), "{text}");
+    let nodes = replies.iter().find_map(|reply| reply["return"].as_array()).unwrap();
+    let is_read_only =
+        |name: &str| nodes.iter().find(|node| node["node-name"] == name).unwrap()["ro"].clone();
+    assert_eq!((is_read_only("new"), is_read_only("present")), (false.into(), true.into()));
+    write_marker(&storage.open_disk(disk).await.unwrap(), 9);
+    assert_eq!(read_marker(&storage.open_disk(disk).await.unwrap()), 9);
 }
