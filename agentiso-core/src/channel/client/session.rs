@@ -115,9 +115,6 @@ enum Opening {
 }
 
 impl Message for Opening {
-    fn from_json(body: &[u8]) -> Result<Self, serde_json::Error> {
-        serde_json::from_slice(body)
-    }
     fn payload_len(&self) -> u32 {
         match self {
             Self::Welcome(_) => 0,
