@@ -1,4 +1,5 @@
 //! Workspaces from their creation to their removal.
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
 
 mod common;
 
