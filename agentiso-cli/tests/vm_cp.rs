@@ -1,4 +1,5 @@
 //! `cp` in both directions, by the rules of `docker cp`.
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
 
 mod common;
 

@@ -10,8 +10,8 @@ const LABEL: &str = "agentiso-root";
 /// Online growth is possible up to this many blocks of 4 KiB: the largest disk of a workspace, 100 GiB.
 const MAX_BLOCKS: u64 = 100 * 1024 * 1024 / 4;
 
-/// Blocks of the journal, in MiB. Every machine writes through all of it sooner or later, onto its own layer.
-const JOURNAL_MIB: u32 = 32;
+/// Size of the journal, in MiB. Every machine writes through all of it sooner or later, onto its own layer.
+const JOURNAL_MIB: u32 = 16;
 
 /// What kernels of the last ten years read and write. Named one by one, so that no host's mke2fs.conf changes it.
 const FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum";
