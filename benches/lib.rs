@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use agentiso_core::{Config, Host, Workspace, WorkspaceSpec};
+use agentiso_core::{Config, Host, Workspace, WorkspaceSpec, types::ImageName};
 use serde_json::json;
 
 /// What a benchmark fails with.
@@ -131,7 +131,7 @@ pub async fn throwaway(host: &Host) -> Result<Workspace, BoxError> {
 /// The host at hand, if it has the image.
 async fn open() -> Result<Host, BoxError> {
     let host = Host::open(Config::from_env()?).await?;
-    host.images().info(&image()).await?;
+    host.images().find(&ImageName::new(image())?).await?;
     Ok(host)
 }
 

@@ -16,10 +16,10 @@ use crate::{exit, stdio};
 pub(crate) enum CliError {
     /// The library refused or failed.
     #[error(transparent)]
-    Engine(#[from] agentiso_core::Error),
+    Engine(Box<agentiso_core::Error>),
     /// The agent in a guest refused or failed, or cannot be reached.
     #[error(transparent)]
-    Guest(#[from] GuestError),
+    Guest(Box<GuestError>),
     /// Something on this side of the library: a local file, the terminal.
     #[error("{doing}")]
     Local {
@@ -56,9 +56,21 @@ pub(crate) enum CliError {
     },
 }
 
+impl From<agentiso_core::Error> for CliError {
+    fn from(error: agentiso_core::Error) -> Self {
+        Self::Engine(Box::new(error))
+    }
+}
+
+impl From<GuestError> for CliError {
+    fn from(error: GuestError) -> Self {
+        Self::Guest(Box::new(error))
+    }
+}
+
 impl From<ImageError> for CliError {
     fn from(error: ImageError) -> Self {
-        Self::Engine(error.into())
+        agentiso_core::Error::from(error).into()
     }
 }
 
@@ -91,13 +103,15 @@ impl CliError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::Engine(error) => error.kind(),
-            Self::Guest(GuestError::Refused { code: ErrorCode::Invalid, .. }) | Self::Request { .. } => {
-                ErrorKind::InvalidParams
-            }
-            Self::Guest(GuestError::Refused {
-                code: ErrorCode::NotFound | ErrorCode::NotPermitted | ErrorCode::Conflict,
-                ..
-            }) => ErrorKind::InvalidRequest,
+            Self::Request { .. } => ErrorKind::InvalidParams,
+            Self::Guest(error) => match **error {
+                GuestError::Refused { code: ErrorCode::Invalid, .. } => ErrorKind::InvalidParams,
+                GuestError::Refused {
+                    code: ErrorCode::NotFound | ErrorCode::NotPermitted | ErrorCode::Conflict,
+                    ..
+                } => ErrorKind::InvalidRequest,
+                _ => ErrorKind::InternalError,
+            },
             _ => ErrorKind::InternalError,
         }
     }

@@ -1,4 +1,5 @@
 //! `run`: status, streams and signals of a command in a throwaway machine, of which nothing is left.
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
 
 mod common;
 

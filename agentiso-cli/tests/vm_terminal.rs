@@ -1,4 +1,5 @@
 //! Commands and shells on a terminal.
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
 
 mod common;
 

@@ -41,6 +41,7 @@ pub(crate) fn run(unix: Option<PathBuf>) -> ExitCode {
 }
 
 fn serve(unix: Option<&Path>) -> Result<(), String> {
+    signal::keep_inherited_descriptors_private();
     let signals = signal::take_over().map_err(|error| format!("preparing signals: {error}"))?;
     let agent = Agent::new(UserGroup::of_service()).map_err(|error| format!("starting: {error}"))?;
     let agent = Arc::new(agent);

@@ -1,4 +1,5 @@
 //! The program: what it prints where.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
 
 use std::process::{Command, Output, Stdio};
 

@@ -157,7 +157,8 @@ impl Unpacker<'_> {
             EntryType::Symlink => {
                 let target =
                     link.filter(|link| !link.is_empty()).ok_or_else(|| refused("a link to nothing"))?;
-                self.symlink(folders, last, &OsString::from_vec(target))?;
+                let attributes = self.attributes(header)?;
+                self.symlink(folders, last, &OsString::from_vec(target), attributes)?;
             }
             EntryType::Link => {
                 let target = self.place(&link.ok_or_else(|| refused("a link to nothing"))?)?;
@@ -244,10 +245,26 @@ impl Unpacker<'_> {
         result
     }
 
-    fn symlink(&mut self, folders: &[OsString], name: &OsStr, target: &OsStr) -> Result<(), UnpackError> {
+    fn symlink(
+        &mut self,
+        folders: &[OsString],
+        name: &OsStr,
+        target: &OsStr,
+        attributes: Attributes,
+    ) -> Result<(), UnpackError> {
         let path = self.tree.path(folders).join(name);
         let folder = self.tree.enter(folders)?;
-        replace(&folder, name, &path, |temporary| rustix::fs::symlinkat(target, &folder, temporary))
+        replace(&folder, name, &path, |temporary| {
+            rustix::fs::symlinkat(target, &folder, temporary)?;
+            if let Some((uid, gid)) = attributes.owner {
+                let (uid, gid) = (Some(uid), Some(gid));
+                rustix::fs::chownat(&folder, temporary, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
+            }
+            match attributes.times() {
+                Some(times) => rustix::fs::utimensat(&folder, temporary, &times, AtFlags::SYMLINK_NOFOLLOW),
+                None => Ok(()),
+            }
+        })
     }
 
     fn hard_link(
@@ -330,9 +347,14 @@ impl Attributes {
             rustix::fs::fchown(file, Some(uid), Some(gid)).map_err(host("change the owner of", path))?;
         }
         rustix::fs::fchmod(file, self.mode).map_err(host("change the mode of", path))?;
-        let Some(modified) = self.modified else { return Ok(()) };
-        let time = Timespec { tv_sec: modified, tv_nsec: 0 };
-        rustix::fs::futimens(file, &Timestamps { last_access: time, last_modification: time })
-            .map_err(host("change the time of", path))
+        match self.times() {
+            Some(times) => rustix::fs::futimens(file, &times).map_err(host("change the time of", path)),
+            None => Ok(()),
+        }
+    }
+
+    fn times(&self) -> Option<Timestamps> {
+        let time = Timespec { tv_sec: self.modified?, tv_nsec: 0 };
+        Some(Timestamps { last_access: time, last_modification: time })
     }
 }

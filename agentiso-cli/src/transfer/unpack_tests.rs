@@ -97,6 +97,12 @@ fn what_is_packed_is_unpacked_the_same() {
     fs::create_dir(tree.join("closed")).unwrap();
     fs::write(tree.join("closed/file"), "x").unwrap();
     fs::set_permissions(tree.join("closed"), fs::Permissions::from_mode(0o555)).unwrap();
+    for path in ["program", "link", "sub"] {
+        let long_ago = rustix::fs::Timespec { tv_sec: 1_000_000_000, tv_nsec: 0 };
+        let times = rustix::fs::Timestamps { last_access: long_ago, last_modification: long_ago };
+        let links = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+        rustix::fs::utimensat(rustix::fs::CWD, tree.join(path), &times, links).unwrap();
+    }
     let to = tempfile::tempdir().unwrap();
     let spec = PackSpec { source: &tree, follow: false, name: Some(OsStr::new("tree")) };
     let bytes = pack(&spec, Vec::new(), &mut |_| ()).unwrap();
@@ -109,10 +115,10 @@ fn what_is_packed_is_unpacked_the_same() {
         fs::metadata(copy.join("program")).unwrap().ino(),
         fs::metadata(copy.join("twin")).unwrap().ino()
     );
-    for path in ["program", "closed", "sub"] {
+    for path in ["program", "closed", "sub", "link"] {
         assert_eq!(
-            fs::metadata(copy.join(path)).unwrap().mtime(),
-            fs::metadata(tree.join(path)).unwrap().mtime(),
+            fs::symlink_metadata(copy.join(path)).unwrap().mtime(),
+            fs::symlink_metadata(tree.join(path)).unwrap().mtime(),
             "{path}"
         );
     }

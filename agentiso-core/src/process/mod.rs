@@ -33,8 +33,8 @@ pub(crate) fn confinement_report() -> (Vec<String>, Vec<String>) {
         stands.push("a user id of its own per machine, without groups".to_owned());
     } else {
         open.push(
-            "runs under your own user id: a machine that breaks out could signal and trace your other processes as \
-             far as Landlock and Yama allow; start agentiso as root for a user id per machine"
+            "runs under your own user id: what keeps a machine that was broken into from your files and processes is \
+             Landlock and seccomp alone; start agentiso as root for a user id per machine"
                 .to_owned(),
         );
     }

@@ -2,7 +2,7 @@
 //! log files (`console`).
 //!
 //! Both face a hostile guest, so each is a process of its own that inherits its descriptors, opens nothing else, and
-//! gives up every right it does not need before it reads the first byte (see [`confine`]).
+//! gives up every right it does not need before it reads the first byte (see `confine`).
 //!
 //! The last argument is a name, `agentiso-<state folder>-<workspace>`. It means nothing to the process: it is how a
 //! process is found that no record knows.

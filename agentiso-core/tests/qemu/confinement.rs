@@ -19,11 +19,11 @@ async fn processes(fixture: &Fixture, machine: &Machine) -> Vec<ProcessRef> {
     all.into_iter().filter(|(id, _)| *id == machine.id).map(|(_, process)| process).collect()
 }
 
-/// The status of each thread of a process.
+/// The status of each thread of a process. Workers come and go meanwhile.
 fn statuses(process: &ProcessRef) -> Vec<BTreeMap<String, String>> {
     fs::read_dir(format!("/proc/{}/task", process.pid))
         .unwrap()
-        .map(|thread| fs::read_to_string(thread.unwrap().path().join("status")).unwrap())
+        .filter_map(|thread| fs::read_to_string(thread.unwrap().path().join("status")).ok())
         .map(|status| {
             let fields = status.lines().filter_map(|line| line.split_once(':'));
             fields.map(|(key, value)| (key.to_owned(), value.trim().to_owned())).collect()
@@ -31,17 +31,17 @@ fn statuses(process: &ProcessRef) -> Vec<BTreeMap<String, String>> {
         .collect()
 }
 
-/// What each descriptor of a process names, and whether it can be written to.
+/// What each descriptor of a process names, and whether it can be written to. Some come and go meanwhile.
 fn descriptors(process: &ProcessRef) -> Vec<(PathBuf, bool)> {
     fs::read_dir(format!("/proc/{}/fd", process.pid))
         .unwrap()
         .map(|entry| entry.unwrap())
-        .map(|entry| {
+        .filter_map(|entry| {
             let number = entry.file_name().into_string().unwrap();
-            let info = fs::read_to_string(format!("/proc/{}/fdinfo/{number}", process.pid)).unwrap();
-            let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
+            let info = fs::read_to_string(format!("/proc/{}/fdinfo/{number}", process.pid)).ok()?;
+            let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?.trim();
             let access = i32::from_str_radix(flags, 8).unwrap() & libc::O_ACCMODE;
-            (fs::read_link(entry.path()).unwrap(), access != libc::O_RDONLY)
+            Some((fs::read_link(entry.path()).ok()?, access != libc::O_RDONLY))
         })
         .collect()
 }
@@ -57,7 +57,9 @@ async fn no_thread_of_a_machine_has_any_privilege() {
     let both = processes(&fixture, &machine).await;
 
     assert_eq!(both.len(), 2, "QEMU and its log writer");
-    for status in both.iter().flat_map(statuses) {
+    let statuses: Vec<_> = both.iter().flat_map(statuses).collect();
+    assert!(statuses.len() >= 4, "{} threads", statuses.len());
+    for status in statuses {
         assert_eq!(status["Uid"], [uid.to_string().as_str(); 4].join("\t"));
         for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
             assert_eq!(status[set], "0000000000000000", "{set} of {}", status["Name"]);

@@ -222,7 +222,8 @@ impl<R: Read> Read for Data<'_, R> {
     }
 }
 
-fn broken(error: &io::Error) -> Failure {
+/// The archive cannot be read on.
+pub(super) fn broken(error: &io::Error) -> Failure {
     Failure::invalid(format!("reading the archive: {error}"))
 }
 

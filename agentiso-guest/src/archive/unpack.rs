@@ -3,7 +3,7 @@
 //! followed.
 
 use std::ffi::CString;
-use std::io::{self, Read};
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -16,9 +16,11 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::tar_stream::{Entry, Kind, TarStream};
+use super::tar_stream::{Entry, Kind, TarStream, broken};
 use crate::failure::Failure;
 
+/// Bytes copied at once.
+const COPY_BYTES: usize = 64 * 1024;
 /// How often a lookup is repeated that a rename elsewhere in the system disturbed.
 const LOOKUP_TRIES: usize = 128;
 /// Permission bits that entries keep when owners are not preserved: all but set-user and set-group.
@@ -41,7 +43,8 @@ pub(super) fn unpack(source: &mut impl Read, folder: &Path, preserve: bool) -> R
     if preserve {
         resolve |= ResolveFlags::NO_XDEV;
     }
-    let mut unpacker = Unpacker { root, resolve, preserve, parent: None, folders: Vec::new() };
+    let mut unpacker =
+        Unpacker { root, resolve, preserve, parent: None, folders: Vec::new(), buffer: Vec::new() };
     let mut stream = TarStream::new(source);
     while let Some(entry) = stream.next_entry()? {
         unpacker.write(&entry, &mut stream.data())?;
@@ -58,6 +61,7 @@ struct Unpacker {
     parent: Option<(Vec<u8>, OwnedFd)>,
     /// Folders on the way to the entry before, with the times that they get once nothing more is written in them.
     folders: Vec<(Vec<u8>, i64)>,
+    buffer: Vec<u8>,
 }
 
 /// Why one entry is not written.
@@ -103,8 +107,15 @@ impl Unpacker {
             Err(skip) => return tolerate(Err(skip), entry),
         };
         let mut file = std::fs::File::from(file);
-        let copied = io::copy(data, &mut file);
-        copied.map_err(|error| Failure::io(format!("unpacking {}", entry.name()), &error))?;
+        self.buffer.resize(COPY_BYTES, 0);
+        loop {
+            let count = data.read(&mut self.buffer).map_err(|error| broken(&error))?;
+            if count == 0 {
+                break;
+            }
+            file.write_all(&self.buffer[..count])
+                .map_err(|error| Failure::io(format!("unpacking {}", entry.name()), &error))?;
+        }
         tolerate(self.finish(entry, file.as_fd()).map_err(Skip::Failed), entry)
     }
 

@@ -164,7 +164,7 @@ pub(super) fn decompress<'a>(
 pub(super) fn drain(plain: &mut impl Read) -> Result<(), Failure> {
     io::copy(plain, &mut io::sink())
         .map(drop)
-        .map_err(|error| Failure::io("reading the rest of the archive", &error))
+        .map_err(|error| Failure::invalid(format!("reading the rest of the archive: {error}")))
 }
 
 fn is_skippable(magic: &[u8]) -> bool {

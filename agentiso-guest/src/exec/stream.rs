@@ -10,7 +10,7 @@ use rustix::io::{Errno, ioctl_fionread};
 use rustix::termios::tcgetpgrp;
 
 use super::{SIGKILL, collect, kill_group, resize};
-use crate::serve::{Connection, Lost};
+use crate::serve::{Connection, Lost, OUTPUT_LIMIT};
 use crate::sys::signal::signal_group;
 use crate::sys::spawn::Spawned;
 
@@ -18,8 +18,6 @@ use crate::sys::spawn::Spawned;
 const READ_BYTES: usize = 32 * 1024;
 /// Input waiting for the command above which no more is taken from the connection, in bytes.
 const INPUT_LIMIT: usize = 256 * 1024;
-/// Connection output above which the command's is left in its pipe, in bytes.
-const OUTPUT_LIMIT: usize = 128 * 1024;
 /// Most bytes taken from a terminal after its command ended, in bytes; more than a terminal ever holds.
 const TERMINAL_REST: usize = 256 * 1024;
 /// What ends the input of a terminal.

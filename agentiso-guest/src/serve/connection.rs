@@ -8,14 +8,19 @@ use agentiso_guest::frame::{Decoder, Frame, FrameError, Message, OrHello, encode
 use agentiso_guest::hello::{Hello, Nonce, Welcome};
 use agentiso_guest::limits::STALLED_MESSAGE_MS;
 use agentiso_guest::message::{Input, Reply, Request};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::io::Errno;
 
 /// Bytes read at once. A virtio-serial port gives at most a page.
 const READ_BYTES: usize = 32 * 1024;
 
-/// Output waiting for the host above which producers of output pause, in bytes.
-pub(crate) const OUTPUT_LIMIT: usize = 256 * 1024;
+/// Output waiting for the host from which on producers of output pause, in bytes.
+pub(crate) const OUTPUT_LIMIT: usize = 128 * 1024;
+
+/// How long a serial port must be without a host before the connection is over. The guest learns that a host came or
+/// went later than it gets its data: the news that the host before has gone may arrive when the next one's request is
+/// being served.
+const LOSS_GRACE: Duration = Duration::from_millis(250);
 
 /// How long a message may stay incomplete when what came last is a complete hello.
 const INTERRUPTED_MESSAGE: Duration = Duration::from_millis(250);
@@ -25,6 +30,9 @@ const LARGE_MESSAGE: usize = 2 * 1024 * 1024;
 /// Connections that may hold a large message at once: what the agent holds is bounded, whatever clients send.
 const LARGE_MESSAGES: usize = 2;
 static LARGE_HELD: AtomicUsize = AtomicUsize::new(0);
+
+const NO_EVENT: epoll::Event =
+    epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
 
 /// Why a connection is over in the middle of an operation.
 #[derive(Debug)]
@@ -41,10 +49,21 @@ pub(crate) enum Lost {
     TooLarge,
 }
 
+/// What is particular to a serial port: while no host is connected, reading answers "end" and `poll` "hang-up", at once
+/// and always.
+#[derive(Debug)]
+struct Port {
+    /// An epoll that reports each change once: a host comes, goes, sends, takes.
+    changes: OwnedFd,
+    /// Since when no host is connected, as far as the guest knows.
+    without_host_since: Option<Instant>,
+}
+
 /// A channel with the buffers of the connection on it.
 #[derive(Debug)]
 pub(crate) struct Connection {
     fd: OwnedFd,
+    port: Option<Port>,
     pub(super) decoder: Decoder,
     nonce: Nonce,
     scratch: Vec<u8>,
@@ -58,11 +77,25 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Wraps a non-blocking descriptor.
-    pub(super) fn new(fd: OwnedFd) -> Self {
+    /// Wraps a non-blocking serial port.
+    ///
+    /// # Errors
+    /// The system is out of descriptors.
+    pub(super) fn on_port(fd: OwnedFd) -> Result<Self, Errno> {
+        let changes = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let events = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
+        epoll::add(&changes, &fd, epoll::EventData::new_u64(0), events)?;
+        let mut connection = Self::on_socket(fd);
+        connection.port = Some(Port { changes, without_host_since: None });
+        Ok(connection)
+    }
+
+    /// Wraps a non-blocking socket.
+    pub(super) fn on_socket(fd: OwnedFd) -> Self {
         let nobody = Nonce::from_bytes([0; 16]);
         Self {
             fd,
+            port: None,
             decoder: Decoder::new(nobody),
             nonce: nobody,
             scratch: Vec::new(),
@@ -85,6 +118,7 @@ impl Connection {
         self.out.clear();
         self.written = 0;
         self.incomplete_since = None;
+        self.note_host();
     }
 
     /// Gives memory back; for a connection with nothing to do.
@@ -129,12 +163,7 @@ impl Connection {
     pub(crate) fn send_data(&mut self, bytes: &[u8]) -> Result<(), Lost> {
         let payload = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         self.send_with(&Reply::Data { payload }, bytes);
-        while self.pending() > OUTPUT_LIMIT {
-            // Input is read meanwhile, so that a new connection on the same channel is noticed.
-            while self.next_message::<Input>()?.is_some() {}
-            self.wait(true, [], None)?;
-        }
-        Ok(())
+        self.write_down_to(OUTPUT_LIMIT)
     }
 
     /// Writes everything that is queued.
@@ -142,10 +171,16 @@ impl Connection {
     /// # Errors
     /// The connection is lost.
     pub(crate) fn flush(&mut self) -> Result<(), Lost> {
+        self.write_down_to(0)
+    }
+
+    /// Writes until no more than `limit` bytes are queued.
+    fn write_down_to(&mut self, limit: usize) -> Result<(), Lost> {
         self.write_some()?;
-        while self.pending() > 0 {
+        while self.pending() > limit {
+            // Input is read meanwhile, so that a new connection on the same channel is noticed.
             while self.next_message::<Input>()?.is_some() {}
-            self.wait(true, [], None)?;
+            self.poll_once(true, [], None)?;
         }
         Ok(())
     }
@@ -236,15 +271,17 @@ impl Connection {
         self.stall_deadline()
     }
 
-    /// Drops what was received of a connection that is gone.
-    pub(super) fn forget_input(&mut self) {
+    /// Drops what was received of a connection that is gone; returns whether it ended in the middle of a message.
+    pub(super) fn forget_input(&mut self) -> bool {
+        let was_mid_message = self.decoder.is_mid_message();
         self.decoder = Decoder::new(self.nonce);
         self.note_incomplete();
+        was_mid_message
     }
 
-    /// Writes and reads what is possible, then waits until something of it, one of `others`, or the deadline comes.
-    /// Without `want_input`, only the loss of the connection is noticed of what the host does. Returns what `others`
-    /// are ready for. May return early; the caller looks at what it waits for and calls again.
+    /// Writes what is possible, then waits until there is input, room for output, something of `others`, or the deadline
+    /// comes. Without `want_input`, only the loss of the connection is noticed of what the host does. Returns what
+    /// `others` are ready for. May return early; the caller looks at what it waits for and calls again.
     ///
     /// # Errors
     /// The connection is lost.
@@ -254,12 +291,27 @@ impl Connection {
         others: [Option<(BorrowedFd<'_>, PollFlags)>; N],
         deadline: Option<Instant>,
     ) -> Result<[PollFlags; N], Lost> {
+        let before = self.pending();
         self.write_some()?;
+        // A caller that pauses because so much is queued must get to know that there is room again.
+        let has_room = before >= OUTPUT_LIMIT && self.pending() < before;
+        self.poll_once(want_input, others, if has_room { Some(Instant::now()) } else { deadline })
+    }
+
+    /// One `poll`, and reading or writing where it says so.
+    fn poll_once<const N: usize>(
+        &mut self,
+        want_input: bool,
+        others: [Option<(BorrowedFd<'_>, PollFlags)>; N],
+        deadline: Option<Instant>,
+    ) -> Result<[PollFlags; N], Lost> {
         if !want_input {
             self.incomplete_since = None;
         }
         let stall = self.stall_deadline();
-        let until = [deadline, stall].into_iter().flatten().min();
+        let alone_since = self.port.as_ref().and_then(|port| port.without_host_since);
+        let loss = alone_since.map(|since| since + LOSS_GRACE);
+        let until = [deadline, stall, loss].into_iter().flatten().min();
         let mut events = PollFlags::empty();
         if want_input {
             events |= PollFlags::IN | PollFlags::RDHUP;
@@ -268,8 +320,12 @@ impl Connection {
             events |= PollFlags::OUT;
         }
         let (mine, theirs) = {
+            let own = match &self.port {
+                Some(port) if loss.is_some() => PollFd::new(&port.changes, PollFlags::IN),
+                _ => PollFd::new(&self.fd, events),
+            };
             let mut fds = Vec::with_capacity(N + 1);
-            fds.push(PollFd::new(&self.fd, events));
+            fds.push(own);
             // A descriptor that is not waited for stands in as "nothing" on our own, its answer is not looked at.
             fds.extend(others.iter().map(|other| match other {
                 Some((fd, events)) => PollFd::from_borrowed_fd(*fd, *events),
@@ -287,12 +343,46 @@ impl Connection {
             }
             (fds[0].revents(), ready)
         };
-        if mine.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR | PollFlags::RDHUP) {
+        if let Some(loss) = loss {
+            self.take_changes();
+            if !self.read_some()? && loss <= Instant::now() && self.is_without_host() {
+                return Err(Lost::Gone);
+            }
+            self.write_some()?;
+        } else if mine.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR | PollFlags::RDHUP) {
             self.read_some()?;
         } else if stall.is_some_and(|stall| stall <= Instant::now()) {
             return Err(Lost::Stalled);
         }
+        if mine.contains(PollFlags::OUT) {
+            self.write_some()?;
+        }
         Ok(theirs)
+    }
+
+    pub(super) fn is_port(&self) -> bool {
+        self.port.is_some()
+    }
+
+    fn is_without_host(&self) -> bool {
+        self.port.as_ref().is_some_and(|port| port.without_host_since.is_some())
+    }
+
+    /// Makes the port's epoll wait for the next change. What changed is seen by reading and writing.
+    fn take_changes(&self) {
+        if let Some(port) = &self.port {
+            let _ = epoll::wait(&port.changes, &mut [NO_EVENT], Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        }
+    }
+
+    /// Between connections: waits until there is input, or until the time is over. May return early.
+    pub(super) fn wait_idle(&self, until: Option<Instant>) {
+        let timeout = until.map(|until| timeout_until(Some(until)));
+        // An interrupted wait is an early return.
+        let _ = match &self.port {
+            Some(port) => epoll::wait(&port.changes, &mut [NO_EVENT], timeout.as_ref()),
+            None => poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], timeout.as_ref()),
+        };
     }
 
     /// Reads once without waiting. Returns whether something came.
@@ -301,8 +391,15 @@ impl Connection {
     /// The host is gone, or sends too much.
     fn read_some(&mut self) -> Result<bool, Lost> {
         match self.read_raw() {
-            Ok(Some(0)) => Err(Lost::Gone),
+            Ok(Some(0)) => match &mut self.port {
+                None => Err(Lost::Gone),
+                Some(port) => {
+                    port.without_host_since.get_or_insert_with(Instant::now);
+                    Ok(false)
+                }
+            },
             Ok(Some(count)) => {
+                self.note_host();
                 self.decoder.feed(&self.scratch[..count]);
                 if self.decoder.buffered() > LARGE_MESSAGE && !self.holds_large {
                     if LARGE_HELD.fetch_add(1, Ordering::AcqRel) >= LARGE_MESSAGES {
@@ -313,8 +410,17 @@ impl Connection {
                 }
                 Ok(true)
             }
-            Ok(None) => Ok(false),
+            Ok(None) => {
+                self.note_host();
+                Ok(false)
+            }
             Err(_) => Err(Lost::Gone),
+        }
+    }
+
+    fn note_host(&mut self) {
+        if let Some(port) = &mut self.port {
+            port.without_host_since = None;
         }
     }
 
@@ -329,6 +435,11 @@ impl Connection {
             Err(Errno::AGAIN | Errno::INTR) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// When something was read last.
+    pub(super) fn last_input(&self) -> Instant {
+        self.last_input
     }
 
     /// What [`Connection::read_raw`] has read.

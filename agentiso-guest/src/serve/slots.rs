@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 
 use super::connection::{Connection, Lost};
-use super::greeting::{Between, NoHello, Waiter, next_hello};
+use super::greeting::{Between, NoHello, next_hello};
 use super::session;
 use crate::agent::{Agent, start_thread};
 
@@ -53,32 +53,29 @@ impl Slots {
     }
 }
 
-fn serve_port(agent: &Arc<Agent>, path: &PathBuf) {
+fn serve_port(agent: &Arc<Agent>, path: &Path) {
     let mut between = Between::Fresh(HelloScanner::new());
     loop {
         let port = open_port(path);
-        let mut connection = Connection::new(port);
-        let Ok(waiter) = Waiter::port(&connection) else { continue };
+        let Ok(mut connection) = Connection::on_port(port) else {
+            // Descriptors will be free again.
+            std::thread::sleep(Duration::from_secs(1));
+            continue;
+        };
         // A fault of the agent's own ends the connection, never the slot.
-        let served =
-            catch_unwind(AssertUnwindSafe(|| serve_open_port(agent, &mut connection, between, &waiter)));
+        let served = catch_unwind(AssertUnwindSafe(|| serve_open_port(agent, &mut connection, between)));
         between = served.unwrap_or(Between::Unknown);
         // Closing the port discards what it holds.
     }
 }
 
 /// Serves one connection after the other until the port must be reset. Returns what is known of what comes then.
-fn serve_open_port(
-    agent: &Arc<Agent>,
-    connection: &mut Connection,
-    mut between: Between,
-    waiter: &Waiter,
-) -> Between {
+fn serve_open_port(agent: &Arc<Agent>, connection: &mut Connection, mut between: Between) -> Between {
     let mut next = None;
     loop {
         let hello = match next.take() {
             Some(hello) => hello,
-            None => match next_hello(connection, &mut between, waiter) {
+            None => match next_hello(connection, &mut between, None) {
                 Ok(hello) => hello,
                 Err(NoHello::Reset | NoHello::Closed) => return Between::Unknown,
             },
@@ -87,10 +84,7 @@ fn serve_open_port(
             Ok(()) => between = Between::Framed,
             Err(Lost::Replaced(hello)) => next = Some(hello),
             // Everything was read: whatever comes is a new connection's.
-            Err(Lost::Gone) => {
-                connection.forget_input();
-                between = Between::Fresh(HelloScanner::new());
-            }
+            Err(Lost::Gone) => between = Between::after_end(connection.forget_input()),
             Err(Lost::Malformed(_) | Lost::Stalled | Lost::TooLarge) => return Between::Unknown,
         }
     }

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 
 use super::connection::Connection;
-use super::greeting::{Between, Waiter, next_hello};
+use super::greeting::{Between, next_hello};
 use super::session;
 use crate::agent::{Agent, start_thread};
 use crate::sys::vsock;
@@ -98,20 +98,17 @@ fn accept_one(listener: &Arc<Listener>) {
 }
 
 fn serve_connection(agent: &Arc<Agent>, socket: OwnedFd) {
-    let mut connection = Connection::new(socket);
+    let mut connection = Connection::on_socket(socket);
     let mut between = Between::Fresh(HelloScanner::new());
     let mut limit = HELLO_LIMIT;
     let mut next = None;
     loop {
         let hello = match next.take() {
             Some(hello) => hello,
-            None => {
-                let waiter = Waiter::Socket(Instant::now() + limit);
-                match next_hello(&mut connection, &mut between, &waiter) {
-                    Ok(hello) => hello,
-                    Err(_) => return,
-                }
-            }
+            None => match next_hello(&mut connection, &mut between, Some(Instant::now() + limit)) {
+                Ok(hello) => hello,
+                Err(_) => return,
+            },
         };
         match session::run(agent, &mut connection, &hello) {
             Ok(()) => {}

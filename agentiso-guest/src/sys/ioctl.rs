@@ -12,8 +12,8 @@ const EXT4_IOC_RESIZE_FS: u32 = 1 << 30 | 8 << 16 | (b'f' as u32) << 8 | 16;
 const BLKGETSIZE64: u32 = 2 << 30 | 8 << 16 | 0x12 << 8 | 114;
 const RNDADDENTROPY: u32 = 1 << 30 | 8 << 16 | (b'R' as u32) << 8 | 3;
 const RNDRESEEDCRNG: u32 = (b'R' as u32) << 8 | 7;
-const KEY_BITS_BYTES: usize = 96;
-const EVIOCGBIT_KEY: u32 = 2 << 30 | (KEY_BITS_BYTES as u32) << 16 | (b'E' as u32) << 8 | 0x21;
+const KEY_BITS_BYTES: u32 = 96;
+const EVIOCGBIT_KEY: u32 = 2 << 30 | KEY_BITS_BYTES << 16 | (b'E' as u32) << 8 | 0x21;
 
 /// `KEY_POWER` of the kernel's input event codes.
 pub(crate) const KEY_POWER: usize = 116;
@@ -73,7 +73,7 @@ pub(crate) fn add_entropy(random: impl AsFd, entropy: &[u8]) -> Result<(), Errno
 
 /// Whether an input device has the given key.
 pub(crate) fn has_key(device: impl AsFd, key: usize) -> bool {
-    let mut bits = [0_u8; KEY_BITS_BYTES];
+    let mut bits = [0_u8; KEY_BITS_BYTES as usize];
     // SAFETY: the request's number carries the buffer's length, and the kernel writes at most that.
     let known = unsafe { request(device.as_fd(), EVIOCGBIT_KEY, bits.as_mut_ptr()) }.is_ok();
     known && bits[key / 8] & (1 << (key % 8)) != 0

@@ -29,10 +29,20 @@ pub(crate) enum Arrived {
 /// # Errors
 /// The system is out of descriptors.
 pub(crate) fn take_over() -> Result<OwnedFd, Errno> {
-    for signal in 1..=64 {
-        // SAFETY: setting a disposition to the default installs no handler; for signals that cannot be changed
-        // or do not exist the call fails and changes nothing.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    for signal in 1..=64_i64 {
+        // The kernel's sigaction, not the C library's, which leaves out the signals that it keeps for itself.
+        let default = [0_u64; 4];
+        // SAFETY: all zero is "default disposition, no flags, empty mask", 32 bytes as the kernel reads them; the old one
+        // is not asked for. For signals that cannot be changed the call fails and changes nothing.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null_mut::<u64>(),
+                8_usize,
+            )
+        };
     }
     let mut blocked = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: sigemptyset initialises the set that it is given; the others change an initialised one. All numbers
@@ -50,6 +60,13 @@ pub(crate) fn take_over() -> Result<OwnedFd, Errno> {
         libc::pthread_sigmask(libc::SIG_SETMASK, blocked.as_ptr(), std::ptr::null_mut());
         Ok(OwnedFd::from_raw_fd(fd))
     }
+}
+
+/// Keeps descriptors that the agent was started with from what it starts. To be called before another thread exists.
+pub(crate) fn keep_inherited_descriptors_private() {
+    const FIRST: libc::c_uint = 3;
+    // SAFETY: with this flag the call closes nothing; it only marks descriptors as closed by execve.
+    unsafe { libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
 }
 
 /// The next signal that has arrived, if any.

@@ -140,9 +140,7 @@ impl UserNetwork {
         if policy.allow_inter_vm {
             return Err(NetworkError::Unsupported {
                 what: "traffic between machines".to_owned(),
-                remedy:
-                    "forward a port of the one and let the other's commands run on the host, or turn it off"
-                        .to_owned(),
+                remedy: "leave it off; programs of the host can use the forwarded ports of both".to_owned(),
             });
         }
         let resolvers = resolvers::of_host(Path::new(RESOLV_CONF));

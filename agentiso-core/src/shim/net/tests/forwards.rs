@@ -62,7 +62,7 @@ fn end_of_the_host_side_leaves_the_other_direction_open() {
     let mut answer = String::new();
     client.read_to_string(&mut answer).unwrap();
     assert_eq!(answer, "late answer");
-    assert_eq!(shim.counters().tcp_flows, 0);
+    shim.until_no_flow(&mut guest);
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn reset_by_the_machine_reaches_the_host() {
     let mut client = connect(shim.forwarded(80));
     guest.established(server);
     guest.tcp(server).abort();
-    guest.work_for(std::time::Duration::from_millis(20));
+    shim.until_no_flow(&mut guest);
     let outcome = client.read(&mut [0]).map_err(|error| error.kind());
     assert_eq!(outcome, Err(ErrorKind::ConnectionReset));
 }
@@ -81,9 +81,11 @@ fn reset_by_the_machine_reaches_the_host() {
 fn port_that_nobody_listens_on_in_the_machine_resets_the_connection() {
     let (shim, mut guest) = start();
     let mut client = connect(shim.forwarded(81));
-    guest.work_for(std::time::Duration::from_millis(50));
-    let outcome = client.read(&mut [0]).map_err(|error| error.kind());
-    assert_eq!(outcome, Err(ErrorKind::ConnectionReset));
+    let outcome = guest.until(|_| {
+        client.set_nonblocking(true).unwrap();
+        client.read(&mut [0]).err().map(|error| error.kind()).filter(|kind| *kind != ErrorKind::WouldBlock)
+    });
+    assert_eq!(outcome, ErrorKind::ConnectionReset);
     assert_eq!(shim.counters().tcp_flows, 0);
 }
 
@@ -164,9 +166,17 @@ fn forwards_are_bounded() {
 fn connections_past_the_limit_wait_for_their_turn() {
     let (shim, mut guest) = start();
     let port = shim.forwarded(80);
-    let mut clients: Vec<TcpStream> = (0..super::super::tcp::MAX_FORWARDED).map(|_| connect(port)).collect();
-    guest.work_for(std::time::Duration::from_millis(300));
-    // Nobody listened: all are gone, and none held on to its place.
+    let limit = super::super::tcp::MAX_FORWARDED;
+    let mut clients: Vec<TcpStream> = (0..limit + 40).map(|_| connect(port)).collect();
+    assert_eq!(shim.counters().tcp_flows, limit as u64);
+    // Nobody listens: all go, those that waited too, and none holds on to its place.
+    guest.until(|_| {
+        clients.retain_mut(|client| {
+            client.set_nonblocking(true).unwrap();
+            client.read(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+        });
+        clients.is_empty().then_some(())
+    });
     assert_eq!(shim.counters().tcp_flows, 0);
     let server = guest.listen(80);
     clients.push(connect(port));

@@ -34,7 +34,7 @@ use crate::network::{
 use crate::types::{GuestPort, HostPort};
 
 /// Longest wait for anything that has to happen.
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A network process in a thread of the network namespace that it was made in.
 struct Running {
@@ -74,6 +74,11 @@ impl Running {
     fn counters(&self) -> Counters {
         let Reply::Status { counters } = self.ask(&Request::Status) else { panic!("another reply") };
         counters
+    }
+
+    /// Lets the machine work until no TCP flow is left.
+    fn until_no_flow(&self, guest: &mut Guest) {
+        guest.until(|_| (self.counters().tcp_flows == 0).then_some(()));
     }
 
     fn set_policy(&self, policy: NetworkPolicy, resolvers: &[&str]) {
