@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::{
     Assets, ImageError, command,
-    files::{self, FileLock, Sha256Digest, Sha256Writer, Sharing},
+    files::{self, FileLock, Sha256Digest, Sha256Writer},
     progress::{Progress, Stage},
 };
 use crate::channel::client::{CollectOptions, DataSink, ExecSpec, GuestClient, GuestError};
@@ -86,7 +86,7 @@ impl Builder {
     pub(super) fn claim(site: &Site, image: &ImageName) -> Result<Self, ImageError> {
         let base = BaseId::random();
         let path = lock_path(&site.state, base);
-        let lock = FileLock::acquire(&path, Sharing::Exclusive).map_err(ImageError::io("lock", path))?;
+        let lock = FileLock::acquire(&path).map_err(ImageError::io("lock", path))?;
         Ok(Self {
             site: site.clone(),
             image: image.clone(),

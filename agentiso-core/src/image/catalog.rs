@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs, io, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::files::{self, FileLock, Sha256Digest, Sharing};
+use super::files::{self, FileLock, Sha256Digest};
 use crate::types::{BaseId, ImageName};
 
 /// Format of the entries that this version writes, and the newest that it reads.
@@ -241,7 +241,7 @@ impl Catalog {
     }
 
     fn lock(&self) -> Result<FileLock, CatalogError> {
-        FileLock::acquire(&self.lock, Sharing::Exclusive).map_err(CatalogError::io("lock", &self.lock))
+        FileLock::acquire(&self.lock).map_err(CatalogError::io("lock", &self.lock))
     }
 
     /// Names hold nothing that a file name may not.

@@ -17,7 +17,7 @@ use tokio::{
 use super::command::{self, APT_CONFIG, CommandError, MMDEBSTRAP};
 
 /// What is in the image beyond Debian's essential packages and apt. No package that is only recommended is.
-pub(super) const PACKAGES: [&str; 10] = [
+pub(super) const PACKAGES: [&str; 11] = [
     "bash",
     "ca-certificates",
     "coreutils",
@@ -25,6 +25,7 @@ pub(super) const PACKAGES: [&str; 10] = [
     "git",
     "iproute2",
     "kmod",
+    "mount",
     "nftables",
     "procps",
     "python3",

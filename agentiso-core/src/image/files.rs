@@ -119,31 +119,10 @@ pub(super) struct FileLock {
     _file: File,
 }
 
-/// Who else may hold a lock at the same time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sharing {
-    /// Nobody.
-    Exclusive,
-    /// Those who hold it shared too.
-    Shared,
-}
-
 impl FileLock {
     /// Waits for the lock. Blocks.
-    pub(super) fn acquire(path: &Path, sharing: Sharing) -> io::Result<Self> {
-        let operation = match sharing {
-            Sharing::Exclusive => FlockOperation::LockExclusive,
-            Sharing::Shared => FlockOperation::LockShared,
-        };
-        Self::with(path, operation)
-    }
-
-    /// Takes the lock if it is free; `None` if it is not.
-    pub(super) fn try_exclusive(path: &Path) -> io::Result<Option<Self>> {
-        match Self::with(path, FlockOperation::NonBlockingLockExclusive) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            other => other.map(Some),
-        }
+    pub(super) fn acquire(path: &Path) -> io::Result<Self> {
+        Self::with(path, FlockOperation::LockExclusive)
     }
 
     /// Removes the lock's file while it is held. Whoever waits for it notices and gets a lock on a new one.
@@ -207,15 +186,33 @@ mod tests {
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
+    fn try_lock(path: &Path) -> io::Result<FileLock> {
+        FileLock::with(path, FlockOperation::NonBlockingLockExclusive)
+    }
+
     #[test]
     fn lock_is_free_again_when_dropped() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("locks/x.lock");
-        let held = FileLock::acquire(&path, Sharing::Shared).unwrap();
-        assert!(FileLock::try_exclusive(&path).unwrap().is_none());
-        assert!(FileLock::acquire(&path, Sharing::Shared).is_ok());
+        let held = FileLock::acquire(&path).unwrap();
+        assert_eq!(try_lock(&path).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         drop(held);
-        assert!(FileLock::try_exclusive(&path).unwrap().is_some());
+        assert!(try_lock(&path).is_ok());
+    }
+
+    #[test]
+    fn waiter_for_a_removed_lock_gets_a_lock_that_others_see() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.lock");
+        let held = FileLock::acquire(&path).unwrap();
+        let waiter = std::thread::spawn({
+            let path = path.clone();
+            move || FileLock::acquire(&path).unwrap()
+        });
+        held.remove(&path);
+        let second = waiter.join().unwrap();
+        assert_eq!(try_lock(&path).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        drop(second);
     }
 
     #[test]

@@ -15,7 +15,7 @@ const CONSOLE_DEVICE: (u32, u32) = (5, 1);
 
 /// Makes the initramfs. The same agent and kernel make the same bytes.
 ///
-/// It is not compressed: under emulation unpacking costs more than reading (docs/operations.md has the figures).
+/// It is not compressed: unpacking costs a guest more than reading the rest (docs/operations.md has the figures).
 ///
 /// # Errors
 /// A module that no guest can do without is not there, or one cannot be read.

@@ -11,7 +11,7 @@ use super::{
     manifest::{FileRecord, KernelRecord, Manifest},
 };
 use crate::image::{
-    files::{self, FileLock, Sha256Digest, Sha256Writer, Sharing},
+    files::{self, FileLock, Sha256Digest, Sha256Writer},
     initramfs,
     kernel::{self, KernelError, KernelSource, ModuleTree},
     modules_tar,
@@ -59,7 +59,7 @@ pub fn install(
     let lib = state.join(LIB_FOLDER);
     files::create_private_folder(&lib).map_err(AssetError::io("create", &lib))?;
     let lock = state.join("locks/init.lock");
-    let _lock = FileLock::acquire(&lock, Sharing::Exclusive).map_err(AssetError::io("lock", &lock))?;
+    let _lock = FileLock::acquire(&lock).map_err(AssetError::io("lock", &lock))?;
     files::remove_temporary_files(&lib).map_err(AssetError::io("clean", &lib))?;
 
     let own_folders =
