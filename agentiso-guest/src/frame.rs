@@ -157,6 +157,7 @@ pub fn encode_plain<T: Serialize>(out: &mut Vec<u8>, message: &T) -> Result<(), 
 #[derive(Debug)]
 pub struct Decoder {
     nonce: Nonce,
+    message_limit: u32,
     buffer: Vec<u8>,
     /// Bytes at the front of `buffer` that were given out already.
     consumed: usize,
@@ -169,7 +170,24 @@ pub struct Decoder {
 impl Decoder {
     /// A decoder for the connection with this nonce.
     pub fn new(nonce: Nonce) -> Self {
-        Self { nonce, buffer: Vec::new(), consumed: 0, needed: LENGTH_BYTES, failed: false }
+        Self {
+            nonce,
+            message_limit: MAX_MESSAGE_SIZE,
+            buffer: Vec::new(),
+            consumed: 0,
+            needed: LENGTH_BYTES,
+            failed: false,
+        }
+    }
+
+    /// Refuses messages whose JSON is longer than `limit` bytes, where that is below [`MAX_MESSAGE_SIZE`].
+    ///
+    /// Parsed JSON can take up many times the memory of its text, so whoever knows that only short messages are
+    /// due should not accept long ones.
+    #[must_use]
+    pub fn with_message_limit(mut self, limit: u32) -> Self {
+        self.message_limit = limit.min(MAX_MESSAGE_SIZE);
+        self
     }
 
     /// Takes the next bytes of the stream.
@@ -242,6 +260,9 @@ impl Decoder {
         if length > MAX_MESSAGE_SIZE {
             return Err(FrameError::MessageTooLong { length });
         }
+        if length > self.message_limit {
+            return Err(FrameError::OverLimit { length, limit: self.message_limit });
+        }
         let Some((body, rest)) = rest.split_at_checked(length as usize) else {
             self.needed = LENGTH_BYTES + length as usize;
             return Ok(None);
@@ -283,6 +304,14 @@ pub enum FrameError {
     MessageTooLong {
         /// The length, in bytes.
         length: u32,
+    },
+    /// A length above what [`Decoder::with_message_limit`] allows.
+    #[error("a message of {length} bytes where at most {limit} are expected")]
+    OverLimit {
+        /// The length, in bytes.
+        length: u32,
+        /// The limit, in bytes.
+        limit: u32,
     },
     /// A payload above [`MAX_PAYLOAD_SIZE`].
     #[error("a payload of {length} bytes, more than {MAX_PAYLOAD_SIZE}")]

@@ -1,2 +1,53 @@
-//! x
-fn main() {}
+//! What people and CI run in this repository: `cargo xtask setup|build|demo|test`.
+//!
+//! Without dependencies, because it is built before anything else is.
+
+mod build;
+mod demo;
+mod homes;
+mod leftovers;
+mod packages;
+mod readme;
+mod run;
+mod setup;
+mod stages;
+mod test;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+Usage: cargo xtask COMMAND
+
+  setup   installs the Debian packages that agentiso needs (as root, or through sudo)
+  build   builds the command line, the MCP server, the companion program and the static
+          guest agent, and fills the state folder (target/release/agentiso init)
+  demo    setup, build, makes the Debian image if it is missing, runs a command in a machine
+  test    setup, then every check and test, with the time of each stage
+  ci      what continuous integration runs: the same as test
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = match words[..] {
+        ["setup"] => setup::setup(),
+        ["build"] => build::build_all(),
+        ["demo"] => demo::demo(),
+        ["test" | "ci"] => test::test(),
+        ["help" | "--help" | "-h"] => {
+            print!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        _ => {
+            eprint!("{HELP}");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -8,6 +8,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::types::WorkspaceId;
 
+pub mod client;
+pub mod serial;
+
 /// Reaches the agent of a machine.
 ///
 /// One fresh connection per operation: nothing is shared between two, so there is nothing to lock and a stalled one
@@ -128,6 +131,15 @@ pub enum ChannelError {
         id: WorkspaceId,
         /// How long was waited.
         waited: Duration,
+    },
+    /// What the records say of the channel is not what this backend wrote, or could not be written.
+    #[error("the channel record of machine {id} is not valid")]
+    Record {
+        /// Whose channel.
+        id: WorkspaceId,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
     },
     /// A file or socket of the host.
     #[error("could not {operation} {object}")]

@@ -1,9 +1,14 @@
 //! Runs machines.
 
+mod log;
+pub mod qemu;
+
 use std::{path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+
+pub use log::printable;
 
 use crate::channel::ChannelDevice;
 use crate::network::Nic;
@@ -30,6 +35,9 @@ pub trait Hypervisor: Send + Sync {
     /// the record is another one: the machine has then exited.
     async fn status(&self, machine: &Machine) -> Result<MachineStatus, HypervisorError>;
 
+    /// Whether the machine's process lives. Asks the kernel only, never the machine: cheap, and never waits.
+    fn is_alive(&self, machine: &Machine) -> bool;
+
     /// Stops the vCPUs. Already paused: no effect. Cancelled: paused or not.
     async fn pause(&self, machine: &Machine) -> Result<(), HypervisorError>;
 
@@ -50,11 +58,12 @@ pub trait Hypervisor: Send + Sync {
     /// Waits until the machine's process is gone. `false` if the time was over first.
     async fn wait_exit(&self, machine: &Machine, limit: Duration) -> Result<bool, HypervisorError>;
 
-    /// Ends the machine at once, waits until it is gone, and removes what belonged to its process: helper
-    /// processes, sockets, the run folder except its logs. Already gone: only the removal. Idempotent.
+    /// Ends the machine at once, waits until it is gone, and removes what belonged to its process: helper processes
+    /// and this hypervisor's files in the run folder, except the logs. Already gone: only the removal. Idempotent.
     async fn kill(&self, machine: &Machine) -> Result<(), HypervisorError>;
 
-    /// The newest bytes of a log of a machine, running or not. Empty if there is none.
+    /// The newest bytes of a log of a machine, running or not, as the guest wrote them: see [`printable`]. Empty if
+    /// there is none.
     async fn log_tail(
         &self,
         run_dir: &std::path::Path,
@@ -65,6 +74,10 @@ pub trait Hypervisor: Send + Sync {
     /// Processes that this hypervisor started for this state folder, by the workspace they carry in their name.
     /// For finding those that no record knows.
     async fn processes(&self) -> Result<Vec<(WorkspaceId, ProcessRef)>, HypervisorError>;
+
+    /// Ends a process that [`Hypervisor::processes`] listed, and waits until it is gone. Gone already, or another
+    /// process has its number by now: no effect.
+    async fn kill_process(&self, process: &ProcessRef) -> Result<(), HypervisorError>;
 }
 
 /// What a hypervisor is and can do.

@@ -1,5 +1,7 @@
 //! Network cards of machines, what they may reach, and how the host reaches them.
 
+pub mod user;
+
 use std::{collections::BTreeMap, os::fd::OwnedFd, path::PathBuf};
 
 use agentiso_guest::message::NetworkConfiguration;
@@ -60,6 +62,10 @@ pub trait Network: Send + Sync {
 
     /// Processes that this network started for this state folder. For finding those that no record knows.
     async fn processes(&self) -> Result<Vec<(WorkspaceId, ProcessRef)>, NetworkError>;
+
+    /// Ends a process that [`Network::processes`] listed, and waits until it is gone. Gone already, or another process
+    /// has its number by now: no effect.
+    async fn kill_process(&self, process: &ProcessRef) -> Result<(), NetworkError>;
 }
 
 /// What a network is and can do.

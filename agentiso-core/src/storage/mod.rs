@@ -1,5 +1,7 @@
 //! Disks of machines and the images they begin from.
 
+pub mod qcow2;
+
 use std::path::PathBuf;
 
 use async_trait::async_trait;
@@ -35,14 +37,18 @@ pub trait Storage: Send + Sync {
     /// The origin is not there or larger than `bytes`; the host's disk is full; the disk exists.
     async fn create_disk(&self, disk: DiskId, origin: DiskOrigin, bytes: u64) -> Result<(), StorageError>;
 
-    /// The layers a machine opens to use the disk.
+    /// The layers a machine opens to use the disk. While a snapshot is begun, still those without the new layer:
+    /// finish it first.
     async fn open_disk(&self, disk: DiskId) -> Result<DiskChain, StorageError>;
 
-    /// Begins a snapshot.
+    /// Begins a snapshot. A disk has at most one that is begun and not finished.
     ///
     /// [`SnapshotMethod::Pivot`]: makes the layer that takes over; the disk's user, if there is one, must move to it
     /// (or none exists) before [`Storage::finish_snapshot`]. [`SnapshotMethod::Instant`]: notes the intent; the
     /// snapshot is taken in `finish_snapshot`, while the disk's user is paused.
+    ///
+    /// # Errors
+    /// [`StorageError::Exists`]: the snapshot is there, or another one is not finished.
     async fn begin_snapshot(
         &self,
         disk: DiskId,
@@ -51,6 +57,13 @@ pub trait Storage: Send + Sync {
 
     /// Ends what `begin_snapshot` began. Committing keeps the snapshot; aborting, allowed only while no one has moved
     /// to the new layer, leaves the disk as it was. Finished already, the same way: no effect.
+    ///
+    /// When it is not known whether anyone moved (who began it died, and so did the machine), committing is right
+    /// either way.
+    ///
+    /// # Errors
+    /// [`StorageError::NotFound`]: committing what was not begun. [`StorageError::Exists`]: aborting what was
+    /// committed. [`StorageError::InUse`]: aborting although the new layer was written to.
     async fn finish_snapshot(
         &self,
         disk: DiskId,

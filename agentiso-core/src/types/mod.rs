@@ -6,6 +6,7 @@ mod process;
 mod sizes;
 
 pub use ids::{BaseId, DiskId, SnapshotId, WorkspaceId};
+pub(crate) use names::MAX_NAME_BYTES;
 pub use names::{
     ImageName, InvalidName, SnapshotName, WorkspaceName, guest_hostname, is_valid_workspace_name,
 };

@@ -18,3 +18,9 @@ pub struct ProcessRef {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct MachineUid(pub u32);
+
+impl MachineUid {
+    /// The lowest that is ever used. No distribution gives ids this high to accounts, services, containers or
+    /// systemd's dynamic users.
+    pub const FIRST: u32 = 1_900_000_000;
+}

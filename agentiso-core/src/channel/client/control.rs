@@ -1,0 +1,73 @@
+use std::{collections::BTreeMap, time::Duration};
+
+use agentiso_guest::message::{Configuration, Request};
+
+use super::{CHUNK_DEADLINE, EXEC_GRACE, GuestClient, GuestError, SYNC_DEADLINE, millis};
+
+/// How long a shutdown may take beyond the grace given to user processes, until the agent confirms it.
+const SHUTDOWN_MARGIN: Duration = Duration::from_secs(15);
+
+impl GuestClient {
+    /// Sets environment variables for every later command, in guest memory only; `None` removes one. All or nothing.
+    ///
+    /// # Errors
+    /// See [`GuestError`]; which variables are refused is up to the agent.
+    pub async fn env_set(&self, vars: BTreeMap<String, Option<String>>) -> Result<(), GuestError> {
+        self.done("set environment variables", Request::EnvSet { vars }, CHUNK_DEADLINE).await
+    }
+
+    /// Removes every variable that [`GuestClient::env_set`] set.
+    ///
+    /// # Errors
+    /// See [`GuestError`].
+    pub async fn env_clear(&self) -> Result<(), GuestError> {
+        self.done("clear environment variables", Request::EnvClear, CHUNK_DEADLINE).await
+    }
+
+    /// Gives the machine its identity and surroundings. All of it is in force when this returns.
+    ///
+    /// # Errors
+    /// See [`GuestError`]; [`GuestError::Refused`] names what failed. Parts may be in force then.
+    pub async fn configure(&self, configuration: Configuration) -> Result<(), GuestError> {
+        let request = Request::Configure(Box::new(configuration));
+        self.done("configure the guest", request, CHUNK_DEADLINE).await
+    }
+
+    /// Freezes user processes. The guest gives up and thaws them if that takes longer than `limit`.
+    ///
+    /// # Errors
+    /// See [`GuestError`]. After any but [`GuestError::Refused`] they may be frozen: thaw.
+    pub async fn freeze(&self, limit: Duration) -> Result<(), GuestError> {
+        let request = Request::Freeze { timeout_ms: millis(limit) };
+        self.done("freeze the guest's processes", request, limit + EXEC_GRACE).await
+    }
+
+    /// Lets frozen user processes run again.
+    ///
+    /// # Errors
+    /// See [`GuestError`].
+    pub async fn thaw(&self) -> Result<(), GuestError> {
+        self.done("thaw the guest's processes", Request::Thaw, CHUNK_DEADLINE).await
+    }
+
+    /// Writes all dirty file system data to the machine's disk, within 15 s.
+    ///
+    /// # Errors
+    /// See [`GuestError`].
+    pub async fn sync(&self) -> Result<(), GuestError> {
+        self.done("flush the guest's file systems", Request::Sync, SYNC_DEADLINE).await
+    }
+
+    /// Ends user processes, which have `grace` between SIGTERM and SIGKILL, flushes the disk and powers off. When this
+    /// returns the guest is on its way; the machine's process ends a little later.
+    ///
+    /// # Errors
+    /// See [`GuestError`]. A connection that ends before the answer is none: the machine is gone, as asked.
+    pub async fn shutdown(&self, grace: Duration) -> Result<(), GuestError> {
+        let request = Request::Shutdown { grace_ms: millis(grace) };
+        match self.done("shut the guest down", request, grace + SHUTDOWN_MARGIN).await {
+            Err(GuestError::Disconnected { .. }) => Ok(()),
+            result => result,
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! The client against agents that follow a script, honest and hostile ones.
+
+mod exec;
+mod fake;
+mod files;
+mod hello;
+mod replies;
+mod serial;

@@ -1,0 +1,207 @@
+//! What this host offers, what is missing, and how to get it.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::config::Config;
+use crate::hypervisor::{Accelerator, Hypervisor, HypervisorCapabilities, HypervisorError};
+use crate::image::{AssetError, Assets};
+
+/// With less free space than this in the state folder, images and disks will soon not fit.
+const LOW_SPACE_BYTES: u64 = 5 << 30;
+
+/// What a check found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckStatus {
+    /// As it should be.
+    Ok,
+    /// Machines work, but not as well, or not as isolated, as they could.
+    Warning,
+    /// Something does not work without it.
+    Missing,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What was looked at.
+    pub name: String,
+    /// What was found.
+    pub status: CheckStatus,
+    /// What that means, for people.
+    pub detail: String,
+    /// The command, or the change, that mends it.
+    pub remedy: Option<String>,
+}
+
+/// Everything that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Doctor {
+    /// Whether machines can run.
+    pub usable: bool,
+    /// The state folder.
+    pub state_dir: PathBuf,
+    /// Each thing that was looked at.
+    pub checks: Vec<Check>,
+}
+
+impl Doctor {
+    fn add(&mut self, name: &str, status: CheckStatus, detail: impl Into<String>, remedy: Option<String>) {
+        self.checks.push(Check { name: name.to_owned(), status, detail: detail.into(), remedy });
+    }
+
+    /// Something that no machine runs without.
+    fn need(&mut self, name: &str, found: Result<String, (String, String)>) {
+        match found {
+            Ok(detail) => self.add(name, CheckStatus::Ok, detail, None),
+            Err((detail, remedy)) => {
+                self.usable = false;
+                self.add(name, CheckStatus::Missing, detail, Some(remedy));
+            }
+        }
+    }
+}
+
+/// Looks at this host. Changes nothing but a file in which the speed of the host's clock is kept, and that only where
+/// there is a state folder already.
+pub async fn doctor(config: &Config) -> Doctor {
+    let mut doctor = Doctor { usable: true, state_dir: config.state_dir.clone(), checks: Vec::new() };
+    doctor.need("state folder", state_folder(&config.state_dir));
+    hypervisor(config, &mut doctor).await;
+    doctor.need("kernel, initramfs, agent", assets(&config.state_dir));
+    image_tools(&mut doctor);
+    doctor.add("channel", CheckStatus::Ok, "virtio-serial, 31 slots a machine", None);
+    doctor.add("disks", CheckStatus::Ok, format!("qcow2 in {}", config.layout().disks().display()), None);
+    free_space(&config.state_dir, &mut doctor);
+    doctor
+}
+
+fn state_folder(path: &Path) -> Result<String, (String, String)> {
+    use std::os::unix::fs::MetadataExt;
+    let shown = path.display();
+    let user = rustix::process::geteuid().as_raw();
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.uid() != user => Err((
+            format!("{shown} belongs to user {}", metadata.uid()),
+            "set AGENTISO_HOME to a folder of your own".into(),
+        )),
+        Ok(metadata) if metadata.mode() & 0o077 != 0 => {
+            Err((format!("{shown} is open to others"), format!("chmod 700 {shown}")))
+        }
+        Ok(_) => Ok(shown.to_string()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err((format!("{shown} does not exist yet"), "agentiso init".into()))
+        }
+        Err(error) => Err((format!("{shown}: {error}"), "set AGENTISO_HOME to a folder of your own".into())),
+    }
+}
+
+async fn hypervisor(config: &Config, doctor: &mut Doctor) {
+    match crate::native::qemu(config, "doctor").await {
+        Ok(qemu) => {
+            let capabilities = qemu.capabilities();
+            doctor.need("QEMU", Ok(capabilities.name.clone()));
+            accelerator(&capabilities, qemu.why_not_kvm(), doctor);
+            for line in capabilities.confinement {
+                doctor.add("confinement", CheckStatus::Ok, line, None);
+            }
+            for line in capabilities.open {
+                doctor.add("confinement", CheckStatus::Warning, line, None);
+            }
+        }
+        Err(HypervisorError::Missing { what, remedy }) => {
+            doctor.need("QEMU", Err((format!("{what} is missing"), remedy)));
+        }
+        Err(HypervisorError::TooOld { found, needed, remedy }) => {
+            doctor.need("QEMU", Err((format!("{found} is too old, {needed} or later is needed"), remedy)));
+        }
+        Err(error) => {
+            let error = crate::Error::from(error).report();
+            doctor.need("QEMU", Err((error, "set AGENTISO_QEMU to a QEMU that works".into())));
+        }
+    }
+}
+
+fn accelerator(capabilities: &HypervisorCapabilities, why_not_kvm: Option<String>, doctor: &mut Doctor) {
+    match (capabilities.accelerator, why_not_kvm) {
+        (Accelerator::Tcg, Some(reason)) => doctor.add(
+            "accelerator",
+            CheckStatus::Warning,
+            format!("QEMU's emulator: machines work, guest code runs several times slower ({reason})"),
+            Some("use a host with KVM, or enable nested virtualisation".into()),
+        ),
+        (Accelerator::Tcg, None) => {
+            doctor.add("accelerator", CheckStatus::Warning, "QEMU's emulator, as configured", None);
+        }
+        (accelerator, _) => doctor.add("accelerator", CheckStatus::Ok, format!("{accelerator:?}"), None),
+    }
+}
+
+fn assets(state: &Path) -> Result<String, (String, String)> {
+    match Assets::load(state) {
+        Ok(assets) => Ok(format!("kernel {}", assets.manifest.kernel.release)),
+        Err(error @ AssetError::TooNew { .. }) => Err((error.to_string(), "use a newer agentiso".into())),
+        Err(error) => Err((error.to_string(), "agentiso init".into())),
+    }
+}
+
+/// Programs that only making images needs: machines run without them.
+fn image_tools(doctor: &mut Doctor) {
+    let tools = [
+        ("mke2fs", "e2fsprogs", "formats the disks of images"),
+        ("mmdebstrap", "mmdebstrap", "makes the Debian image"),
+        ("dpkg-deb", "dpkg", "unpacks the kernel package"),
+        ("apt-get", "apt", "fetches the kernel package"),
+    ];
+    for (program, package, purpose) in tools {
+        let name = format!("{program} ({purpose})");
+        match in_path(program) {
+            Some(path) => doctor.add(&name, CheckStatus::Ok, path.display().to_string(), None),
+            None => {
+                let remedy = format!("apt-get install {package}");
+                doctor.add(&name, CheckStatus::Warning, "not found in PATH", Some(remedy));
+            }
+        }
+    }
+}
+
+fn free_space(state: &Path, doctor: &mut Doctor) {
+    // The folder that exists: the state folder or what it will be made in.
+    let Some(stat) = state.ancestors().find_map(|folder| rustix::fs::statvfs(folder).ok()) else { return };
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    let detail = format!("{} GiB", free >> 30);
+    let status = if free < LOW_SPACE_BYTES { CheckStatus::Warning } else { CheckStatus::Ok };
+    let remedy =
+        (free < LOW_SPACE_BYTES).then(|| "`agentiso prune` removes images that no workspace uses".into());
+    doctor.add("free space", status, detail, remedy);
+}
+
+/// A program by its name; the administrator's folders count although an ordinary user's PATH leaves them out.
+fn in_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    folders.map(|folder| folder.join(program)).find(|candidate| candidate.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn doctor_names_what_is_missing_and_the_remedy_without_making_anything() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config { qemu: Some("/no/such/qemu".into()), ..Config::at(folder.path().join("state")) };
+
+        let doctor = doctor(&config).await;
+
+        assert!(!doctor.usable);
+        for name in ["state folder", "QEMU", "kernel, initramfs, agent"] {
+            let check = doctor.checks.iter().find(|check| check.name == name).unwrap();
+            assert_eq!(check.status, CheckStatus::Missing, "{check:?}");
+            assert!(check.remedy.is_some(), "{check:?}");
+        }
+        assert!(!folder.path().join("state").exists());
+    }
+}

@@ -1,0 +1,412 @@
+//! The way from a launch spec to a machine that runs, with everything undone when it ends early.
+
+use std::{
+    collections::HashSet,
+    fs::File,
+    io::{self, Read, Seek, SeekFrom},
+    os::{
+        fd::{AsFd, OwnedFd, RawFd},
+        unix::{fs::MetadataExt, net::UnixStream},
+    },
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Qemu,
+    command_line::{Card, Channel, CommandLine, Cpu, Layer, SERIAL_PORTS},
+    files::{self, Folder, io_error},
+    monitor::{self, Monitor},
+    verify,
+};
+use crate::{
+    channel::ChannelDevice,
+    hypervisor::{Accelerator, HypervisorError, LaunchSpec, Machine, MachineLog, log::printable},
+    network::NicBackend,
+    process::{Detached, FileRules, SpawnError, Started, program_folders, start_name},
+    types::{MachineUid, ProcessRef, WorkspaceId},
+};
+
+/// How long QEMU may take to build a machine. A tenth of a second is usual; a busy host takes longer.
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long the console's companion may take to write down the last words of a machine that has ended.
+pub(super) const LAST_WORDS_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long a killed process may take to go: the kernel frees its memory first.
+pub(super) const KILL_LIMIT: Duration = Duration::from_secs(30);
+
+/// How much of a log an error shows, in bytes.
+const ERROR_LOG_BYTES: u64 = 4096;
+
+/// Descriptors that QEMU may have: about 130 for a machine with 31 ports, and four for each pivot of its disk.
+const OPEN_FILES: u64 = 1024;
+
+/// Threads that QEMU may have, where they can be counted for it alone: vCPUs, up to 64 disk workers, its own few.
+const THREADS: u64 = 256;
+
+/// Why most machines that do not start do not start.
+const ENDED: &str = "QEMU ended before it had built the machine";
+
+const CONSOLE_LOG: &str = "console.log";
+const STDERR_LOG: &str = "stderr.log";
+
+/// What a machine's record needs beyond its process.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Details {
+    /// The process that writes its logs.
+    pub(super) console: ProcessRef,
+}
+
+/// The name of a log's file.
+pub(super) fn log_name(log: MachineLog) -> &'static str {
+    match log {
+        MachineLog::Console => CONSOLE_LOG,
+        MachineLog::Stderr => STDERR_LOG,
+    }
+}
+
+/// The newest bytes of a log; none if there is no such log.
+pub(super) fn log_tail(folder: &Folder, log: MachineLog, max_bytes: u64) -> Result<Vec<u8>, HypervisorError> {
+    let name = log_name(log);
+    let failed = |source| io_error("read", &folder.path(name), source);
+    let Some(mut file) = folder.read(name)? else { return Ok(Vec::new()) };
+    let len = file.metadata().map_err(failed)?.len();
+    file.seek(SeekFrom::Start(len.saturating_sub(max_bytes))).map_err(failed)?;
+    let mut newest = Vec::new();
+    file.take(max_bytes).read_to_end(&mut newest).map_err(failed)?;
+    Ok(newest)
+}
+
+/// A machine on its way. Dropping it ends its processes and removes its files, logs included.
+struct Underway {
+    id: WorkspaceId,
+    machine: Started,
+    console: Started,
+    files: Files,
+    expected: verify::Expected,
+}
+
+/// Files of a machine in its run folder.
+struct Files {
+    folder: Folder,
+    keep: bool,
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        if !self.keep {
+            for name in [monitor::SOCKET, monitor::RESERVED_SOCKET, monitor::LOCK, CONSOLE_LOG, STDERR_LOG] {
+                if let Err(error) = self.folder.remove(name) {
+                    tracing::warn!(%error, "a machine that did not start left a file behind");
+                }
+            }
+        }
+    }
+}
+
+/// Removes what belongs to a machine in its run folder, but its logs.
+pub(super) fn remove_files(folder: &Folder) -> Result<(), HypervisorError> {
+    [monitor::SOCKET, monitor::RESERVED_SOCKET, monitor::LOCK]
+        .into_iter()
+        .try_for_each(|name| folder.remove(name))
+}
+
+/// Starts a machine.
+pub(super) async fn launch(qemu: &Qemu, spec: LaunchSpec) -> Result<Machine, HypervisorError> {
+    let (id, run_dir) = (spec.id, spec.run_dir.clone());
+    let begin = Instant::now();
+    let starter = qemu.clone();
+    // Fork and exec block for milliseconds. If this future is dropped meanwhile, so is what comes of it.
+    let underway = tokio::task::spawn_blocking(move || start(&starter, spec))
+        .await
+        .map_err(|_| launch_error(id, "starting it was interrupted"))??;
+    let started = begin.elapsed();
+    let mut monitor = match underway.greeted(&run_dir).await {
+        Ok(monitor) => monitor,
+        Err((reason, source)) => return Err(underway.failed(reason, source).await),
+    };
+    let greeted = begin.elapsed();
+    if let Err(complaint) = verify::check(underway.machine.process().pid, &underway.expected) {
+        drop(monitor);
+        return Err(underway
+            .failed(format!("its process is not confined as asked: {complaint}"), None)
+            .await);
+    }
+    let verified = begin.elapsed();
+    if let Err(error) = monitor.run().await {
+        drop(monitor);
+        return Err(underway.failed("its vCPUs could not be started".to_owned(), Some(error.into())).await);
+    }
+    tracing::debug!(machine = %id, ?started, ?greeted, ?verified, running = ?begin.elapsed(), "launched");
+    underway.finish(run_dir)
+}
+
+impl Underway {
+    /// Waits until QEMU has built the machine, or has ended.
+    async fn greeted(&self, run_dir: &Path) -> Result<Monitor, (String, Option<Source>)> {
+        let process = self.machine.process();
+        tokio::select! {
+            biased;
+            exited = process.wait_exit(START_LIMIT) => Err(match exited {
+                Ok(true) => (ENDED.to_owned(), None),
+                Ok(false) => (format!("QEMU did not build the machine within {START_LIMIT:?}"), None),
+                Err(error) => ("QEMU could not be watched".to_owned(), Some(error.into())),
+            }),
+            opened = Monitor::open_within(run_dir, START_LIMIT) => match opened {
+                Ok(monitor) => Ok(monitor),
+                // The socket closes a little before the process has ended, which is what matters to people.
+                Err(_) if matches!(process.wait_exit(LAST_WORDS_LIMIT).await, Ok(true)) => Err((ENDED.to_owned(), None)),
+                Err(error) => Err(("its control socket did not answer".to_owned(), Some(error.into()))),
+            }
+        }
+    }
+
+    /// Ends it, and says what went wrong together with what it printed.
+    async fn failed(self, reason: String, source: Option<Source>) -> HypervisorError {
+        let (machine, console) = (self.machine.process(), self.console.process());
+        // Errors of what is only tidying up would hide the one that matters; dropping kills again.
+        let _ = machine.signal(rustix::process::Signal::KILL);
+        let _ = machine.wait_exit(KILL_LIMIT).await;
+        let _ = console.wait_exit(LAST_WORDS_LIMIT).await;
+        let mut log = String::new();
+        for kind in [MachineLog::Stderr, MachineLog::Console] {
+            log.push_str(&printable(
+                &log_tail(&self.files.folder, kind, ERROR_LOG_BYTES).unwrap_or_default(),
+            ));
+        }
+        HypervisorError::Launch { id: self.id, reason, log: log.trim_end().to_owned(), source }
+    }
+
+    fn finish(mut self, run_dir: PathBuf) -> Result<Machine, HypervisorError> {
+        let details = serde_json::to_value(Details { console: self.console.process().clone() })
+            .map_err(|error| io_error("record", &run_dir, error.into()))?;
+        self.files.keep = true;
+        self.console.keep();
+        Ok(Machine { id: self.id, process: self.machine.keep(), run_dir, details })
+    }
+}
+
+type Source = Box<dyn std::error::Error + Send + Sync>;
+
+fn launch_error(id: WorkspaceId, reason: impl Into<String>) -> HypervisorError {
+    HypervisorError::Launch { id, reason: reason.into(), log: String::new(), source: None }
+}
+
+/// Starts both processes. Blocks.
+fn start(qemu: &Qemu, spec: LaunchSpec) -> Result<Underway, HypervisorError> {
+    let name = start_name(&qemu.state_id, spec.id);
+    let files = Files { folder: Folder::open(&spec.run_dir)?, keep: false };
+    let folder = &files.folder;
+    let pipe_error = |source| io_error("make pipes for", &qemu.program.path, source);
+    let (console_near, console_far) = UnixStream::pair().map_err(pipe_error)?;
+    let (stderr_read, stderr_write) = std::io::pipe().map_err(pipe_error)?;
+    let logs = [folder.create(CONSOLE_LOG)?, folder.create(STDERR_LOG)?];
+
+    let uid = spec.uid;
+    let id = spec.id;
+    let mut machine = Inheritance::new(&qemu.program.path);
+    let stdio = [OwnedFd::from(stderr_write.try_clone().map_err(pipe_error)?), stderr_write.into()];
+    let expected_stdio = stdio.iter().map(identity).collect::<io::Result<Vec<_>>>().map_err(pipe_error)?;
+    let file_bytes = most_file_bytes(&spec);
+    let (words, rules) = arrange(qemu, &name, spec, folder, console_far.into(), &mut machine)?;
+    let Inheritance { mut detached, mut identities } = machine;
+    identities.extend(expected_stdio);
+    identities.insert(identity(&File::open("/dev/null").map_err(pipe_error)?).map_err(pipe_error)?);
+    let [stdout, stderr] = stdio;
+    detached.args(words).stdout(stdout).stderr(stderr).env("LC_ALL", "C").uid(uid).files(rules);
+    detached.open_files(OPEN_FILES).file_bytes(file_bytes);
+    if uid.is_some() {
+        detached.threads(THREADS);
+    }
+
+    let console = start_console(qemu, &name, uid, console_near.into(), stderr_read.into(), logs)?;
+    let machine = detached.start().map_err(|error| spawn_error(id, "QEMU could not be started", error))?;
+    let expected = verify::Expected {
+        uid: uid.map_or_else(|| rustix::process::geteuid().as_raw(), |uid| uid.0),
+        by_root: uid.is_some(),
+        passed: identities,
+        open_files: OPEN_FILES,
+    };
+    Ok(Underway { id, machine, console, files, expected })
+}
+
+fn spawn_error(id: WorkspaceId, reason: &str, error: SpawnError) -> HypervisorError {
+    HypervisorError::Launch { id, reason: reason.to_owned(), log: String::new(), source: Some(error.into()) }
+}
+
+/// How far QEMU may write in a file: a qcow2 layer holds the whole disk and its tables, which are below one
+/// thousandth of it; more is a guest that broke in and fills the host's disk.
+fn most_file_bytes(spec: &LaunchSpec) -> u64 {
+    let disk = spec.disk.layers.first().map_or(0, |layer| layer.bytes);
+    disk.saturating_add(disk / 64).saturating_add(256 * 1024 * 1024)
+}
+
+/// What the process inherits, and what it will look like from outside.
+struct Inheritance {
+    detached: Detached,
+    identities: HashSet<(u64, u64)>,
+}
+
+impl Inheritance {
+    fn new(program: &Path) -> Self {
+        Self { detached: Detached::new(program), identities: HashSet::new() }
+    }
+
+    fn pass(&mut self, fd: impl Into<OwnedFd>) -> io::Result<RawFd> {
+        let fd = fd.into();
+        self.identities.insert(identity(&fd)?);
+        Ok(self.detached.pass(fd))
+    }
+}
+
+/// Device and inode of what a descriptor names.
+fn identity(fd: &impl AsFd) -> io::Result<(u64, u64)> {
+    let metadata = File::from(fd.as_fd().try_clone_to_owned()?).metadata()?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+/// Opens and passes everything a machine uses; returns its command line and what Landlock shall let it open.
+fn arrange(
+    qemu: &Qemu,
+    name: &str,
+    spec: LaunchSpec,
+    folder: &Folder,
+    console: OwnedFd,
+    machine: &mut Inheritance,
+) -> Result<(Vec<String>, FileRules), HypervisorError> {
+    let id = spec.id;
+    let passing = |source| io_error("pass a descriptor to", &qemu.program.path, source);
+    let kernel = boot_file("the guest kernel", &spec.kernel, spec.uid)?;
+    let initramfs = boot_file("the initial RAM file system", &spec.initramfs, spec.uid)?;
+    let ram = files::zero_ram(&qemu.state_dir, spec.memory)?;
+    // QEMU opens these by name (/proc/self/fd/N), which asks for permission anew.
+    let mut rules =
+        program_folders(&qemu.program.path).into_iter().fold(FileRules::nothing(), FileRules::read_execute);
+    rules = rules.read("/etc/ld.so.cache");
+    for file in [&kernel, &initramfs, &ram] {
+        rules = rules.read_open(file.try_clone().map_err(passing)?.into());
+    }
+    if spec.disk.layers.is_empty() {
+        return Err(launch_error(id, "its disk has no layers"));
+    }
+    let mut layers = Vec::new();
+    for (index, layer) in spec.disk.layers.iter().enumerate() {
+        let (read, write) = if index == 0 {
+            let (write, read) = monitor::open_layer(layer)?;
+            (read, Some(write))
+        } else {
+            (monitor::open_file(&layer.path, false)?, None)
+        };
+        layers.push(Layer {
+            id: layer.id.clone(),
+            format: layer.format,
+            read: machine.pass(read).map_err(passing)?,
+            write: write.map(|write| machine.pass(write)).transpose().map_err(passing)?,
+        });
+    }
+    let nic = match spec.nic {
+        None => None,
+        Some(nic) => Some((
+            nic.mac,
+            match nic.backend {
+                NicBackend::Stream(fd) => Card::Stream(machine.pass(fd).map_err(passing)?),
+                NicBackend::Tap(fd) => Card::Tap(machine.pass(fd).map_err(passing)?),
+            },
+        )),
+    };
+    let channel = match spec.channel {
+        ChannelDevice::Serial(slots) if (1..=SERIAL_PORTS).contains(&slots.len()) => {
+            let slots = slots.into_iter().map(|fd| machine.pass(fd)).collect::<io::Result<_>>();
+            Channel::Serial(slots.map_err(passing)?)
+        }
+        ChannelDevice::Serial(slots) => {
+            let reason =
+                format!("its channel has {} serial ports instead of 1 to {SERIAL_PORTS}", slots.len());
+            return Err(launch_error(id, reason));
+        }
+        ChannelDevice::Vsock { cid, vhost } => {
+            Channel::Vsock { cid, vhost: machine.pass(vhost).map_err(passing)? }
+        }
+    };
+    let cpu = match (qemu.accelerator, qemu.tsc_khz) {
+        (Accelerator::Kvm, _) => {
+            let device = files::open_kvm().map_err(|e| io_error("open", Path::new("/dev/kvm"), e))?;
+            Cpu::Kvm { device: machine.pass(device).map_err(passing)? }
+        }
+        (_, tsc_khz) => Cpu::Tcg { tsc_khz },
+    };
+    let command_line = CommandLine {
+        name: name.to_owned(),
+        cpu,
+        vcpus: spec.vcpus,
+        memory: spec.memory,
+        ram: machine.pass(ram).map_err(passing)?,
+        kernel: machine.pass(kernel).map_err(passing)?,
+        initramfs: machine.pass(initramfs).map_err(passing)?,
+        agent_options: spec.agent_options,
+        layers,
+        nic,
+        channel,
+        console: machine.pass(console).map_err(passing)?,
+        monitors: [
+            machine.pass(folder.listen(monitor::SOCKET)?).map_err(passing)?,
+            machine.pass(folder.listen(monitor::RESERVED_SOCKET)?).map_err(passing)?,
+        ],
+    };
+    Ok((command_line.words(), rules))
+}
+
+/// Opens a file that machines boot from. It holds nothing secret, and a machine's own user must be able to read it.
+fn boot_file(what: &str, path: &Path, uid: Option<MachineUid>) -> Result<File, HypervisorError> {
+    let remedy = "run `agentiso init`, which puts it there".to_owned();
+    let file = match monitor::open_file(path, false) {
+        Ok(file) => file,
+        Err(HypervisorError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            return Err(HypervisorError::Missing { what: format!("{what} ({})", path.display()), remedy });
+        }
+        Err(error) => return Err(error),
+    };
+    let mode = file.metadata().map_err(|e| io_error("inspect", path, e))?.mode();
+    if uid.is_some() && mode & 0o004 == 0 {
+        let source = io::Error::other(
+            "machines run under user ids of their own: it must be readable by all (chmod a+r)",
+        );
+        return Err(io_error("use", path, source));
+    }
+    Ok(file)
+}
+
+/// Starts the process that writes a machine's logs, for as long as it prints.
+fn start_console(
+    qemu: &Qemu,
+    name: &str,
+    uid: Option<MachineUid>,
+    console: OwnedFd,
+    stderr: OwnedFd,
+    logs: [File; 2],
+) -> Result<Started, HypervisorError> {
+    let rules = program_folders(&qemu.shim).into_iter().fold(FileRules::nothing(), FileRules::read_execute);
+    let mut detached = Detached::new(&qemu.shim);
+    detached.args(["console", name]).uid(uid).files(rules.read("/etc/ld.so.cache")).open_files(64);
+    detached.pass(console);
+    detached.pass(stderr);
+    for log in logs {
+        detached.pass(log.into());
+    }
+    detached.start().map_err(|error| match error {
+        SpawnError::Prepare { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            HypervisorError::Missing {
+                what: format!("agentiso-shim ({})", qemu.shim.display()),
+                remedy: "run `agentiso init`, which puts it there".to_owned(),
+            }
+        }
+        error => HypervisorError::Io {
+            operation: "start",
+            object: format!("{}", qemu.shim.display()),
+            source: io::Error::other(error),
+        },
+    })
+}

@@ -1,0 +1,277 @@
+//! Machines in QEMU: its `microvm` machine, under KVM or QEMU's own emulator.
+//!
+//! * `find`: which QEMU, and whether the CPU can run guests itself; `tsc`: what guests must be told about the clock.
+//! * `command_line`: a machine as QEMU's arguments. `launch`: from a spec to a running process. `verify`: that the
+//!   process is confined as asked.
+//! * `qmp`: QEMU's protocol. `monitor`: conversations in it.
+//! * `files`: folders, sockets and small files.
+//!
+//! A machine is one QEMU process and one `agentiso-shim console` process that writes its logs. Neither is tied to the
+//! process that started them. Everything a QEMU uses (disk, RAM file, kernel, sockets, network card, /dev/kvm) is
+//! passed to it as a descriptor.
+//!
+//! No entropy device: every CPU model in use has RDRAND, and the agent mixes in fresh entropy from the host. No
+//! balloon: what it discards could be punched out of a RAM file that machines share.
+
+mod command_line;
+mod files;
+mod find;
+mod launch;
+mod monitor;
+mod qmp;
+mod sys;
+mod tsc;
+mod verify;
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use rustix::process::Signal;
+
+use self::{
+    files::Folder,
+    launch::{Details, KILL_LIMIT, LAST_WORDS_LIMIT},
+    monitor::{Monitor, MonitorError, RunState},
+};
+use super::{
+    Accelerator, Hypervisor, HypervisorCapabilities, HypervisorError, LaunchSpec, Machine, MachineLog,
+    MachineStatus,
+};
+use crate::{
+    process,
+    storage::{DiskLayer, LayerId},
+    types::{ProcessRef, WorkspaceId},
+};
+
+/// Longest id of a state folder, in characters.
+const MAX_STATE_ID: usize = 32;
+
+/// What a [`Qemu`] is opened with.
+#[derive(Clone, Debug)]
+pub struct QemuConfig {
+    /// The state folder. RAM files and what was found out about the host are kept in it.
+    pub state_dir: PathBuf,
+    /// What tells processes of this state folder from those of others: 1-32 lower-case letters and digits.
+    pub state_id: String,
+    /// QEMU's program; found on the PATH if not given.
+    pub program: Option<PathBuf>,
+    /// The program `agentiso-shim`. Everyone must be allowed to execute the file (the folders above do not matter).
+    pub shim: PathBuf,
+    /// What shall run guests; the best there is if not given.
+    pub accelerator: Option<Accelerator>,
+}
+
+/// Machines in QEMU.
+#[derive(Clone, Debug)]
+pub struct Qemu {
+    state_dir: PathBuf,
+    state_id: String,
+    program: find::Program,
+    shim: PathBuf,
+    accelerator: Accelerator,
+    tsc_khz: u64,
+}
+
+impl Qemu {
+    /// Finds out what there is. The first time takes about a quarter of a second; what was found is kept in the state
+    /// folder.
+    ///
+    /// # Errors
+    /// QEMU is missing or too old, or an accelerator was asked for and cannot be used: each with the remedy. The id is
+    /// not valid. The state folder cannot be written.
+    pub async fn open(config: QemuConfig) -> Result<Self, HypervisorError> {
+        let QemuConfig { state_dir, state_id, program, shim, accelerator } = config;
+        let valid = (1..=MAX_STATE_ID).contains(&state_id.len())
+            && state_id.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+        if !valid {
+            let source = std::io::Error::other("it must be 1-32 lower-case letters and digits");
+            let object = format!("the state folder's id {state_id:?}");
+            return Err(HypervisorError::Io { operation: "use", object, source });
+        }
+        let state_dir =
+            std::path::absolute(&state_dir).map_err(|e| files::io_error("find", &state_dir, e))?;
+        let shim = std::path::absolute(&shim).map_err(|e| files::io_error("find", &shim, e))?;
+        let accelerator = find::accelerator(accelerator)?;
+        let program = find::find(&state_dir, program.as_deref()).await?;
+        let folder = state_dir.clone();
+        let tsc_khz = tokio::task::spawn_blocking(move || tsc::khz(&folder))
+            .await
+            .map_err(|e| files::io_error("measure the clock for", &state_dir, e.into()))??;
+        Ok(Self { state_dir, state_id, program, shim, accelerator, tsc_khz })
+    }
+
+    /// Why guests are emulated and not run by the CPU, and what would help; `None` if the CPU runs them, or could.
+    pub fn why_not_kvm(&self) -> Option<String> {
+        find::why_not_kvm(self.accelerator)
+    }
+
+    async fn monitor(&self, operation: &'static str, machine: &Machine) -> Result<Monitor, HypervisorError> {
+        if !machine.process.is_alive() {
+            return Err(HypervisorError::Gone { id: machine.id });
+        }
+        Monitor::open(&machine.run_dir).await.map_err(|error| failed(operation, machine, error))
+    }
+}
+
+/// What went wrong in a conversation with a machine: it may be gone.
+fn failed(operation: &'static str, machine: &Machine, error: MonitorError) -> HypervisorError {
+    if machine.process.is_alive() {
+        HypervisorError::Control { operation, id: machine.id, source: error.into() }
+    } else {
+        HypervisorError::Gone { id: machine.id }
+    }
+}
+
+#[async_trait]
+impl Hypervisor for Qemu {
+    fn capabilities(&self) -> HypervisorCapabilities {
+        let (mut confinement, mut open) = process::confinement_report();
+        confinement.push(
+            "QEMU's own system call filter, on every thread: no new processes, no change of privileges or resources"
+                .to_owned(),
+        );
+        confinement.push("checked from outside before each guest runs".to_owned());
+        open.push("the host memory that QEMU uses beyond the guest's is not limited".to_owned());
+        HypervisorCapabilities {
+            name: format!("QEMU {}", self.program.version),
+            accelerator: self.accelerator,
+            confinement,
+            open,
+        }
+    }
+
+    async fn launch(&self, spec: LaunchSpec) -> Result<Machine, HypervisorError> {
+        launch::launch(self, spec).await
+    }
+
+    /// A machine that has crashed in a way it cannot go on from is ended, and has exited then.
+    async fn status(&self, machine: &Machine) -> Result<MachineStatus, HypervisorError> {
+        let mut monitor = match self.monitor("ask the state of", machine).await {
+            Err(HypervisorError::Gone { .. }) => return Ok(MachineStatus::Exited),
+            monitor => monitor?,
+        };
+        match monitor.run_state().await {
+            Ok(RunState::Running) => Ok(MachineStatus::Running),
+            Ok(RunState::Stopped) => Ok(MachineStatus::Paused),
+            Ok(RunState::Crashed) => {
+                tracing::warn!(machine = %machine.id, "the machine has crashed and is ended");
+                self.kill_process(&machine.process).await?;
+                Ok(MachineStatus::Exited)
+            }
+            Err(error) => match failed("ask the state of", machine, error) {
+                HypervisorError::Gone { .. } => Ok(MachineStatus::Exited),
+                error => Err(error),
+            },
+        }
+    }
+
+    fn is_alive(&self, machine: &Machine) -> bool {
+        machine.process.is_alive()
+    }
+
+    async fn pause(&self, machine: &Machine) -> Result<(), HypervisorError> {
+        let mut monitor = self.monitor("pause", machine).await?;
+        monitor.stop().await.map_err(|error| failed("pause", machine, error))
+    }
+
+    async fn resume(&self, machine: &Machine) -> Result<(), HypervisorError> {
+        let mut monitor = self.monitor("resume", machine).await?;
+        monitor.run().await.map_err(|error| failed("resume", machine, error))
+    }
+
+    async fn active_layer(&self, machine: &Machine) -> Result<LayerId, HypervisorError> {
+        const OPERATION: &str = "ask the disk layer of";
+        let mut monitor = self.monitor(OPERATION, machine).await?;
+        monitor.active_layer().await.map_err(|error| failed(OPERATION, machine, error))
+    }
+
+    async fn pivot_disk(&self, machine: &Machine, to: &DiskLayer) -> Result<(), HypervisorError> {
+        const OPERATION: &str = "move the disk of";
+        let mut monitor = self.monitor(OPERATION, machine).await?;
+        let Err(error) = monitor.pivot(to).await else { return Ok(()) };
+        drop(monitor);
+        // If the conversation broke off, only the machine knows how far it got.
+        match self.active_layer(machine).await {
+            Ok(active) if active == to.id => {
+                tracing::warn!(machine = %machine.id, %error, "the disk has moved, but not all was tidied up");
+                Ok(())
+            }
+            _ => Err(failed(OPERATION, machine, error)),
+        }
+    }
+
+    async fn power_button(&self, machine: &Machine) -> Result<(), HypervisorError> {
+        const OPERATION: &str = "press the power button of";
+        let mut monitor = self.monitor(OPERATION, machine).await?;
+        monitor.power_button().await.map_err(|error| failed(OPERATION, machine, error))
+    }
+
+    async fn wait_exit(&self, machine: &Machine, limit: Duration) -> Result<bool, HypervisorError> {
+        machine.process.wait_exit(limit).await.map_err(|source| HypervisorError::Io {
+            operation: "wait for",
+            object: format!("machine {}", machine.id),
+            source,
+        })
+    }
+
+    async fn kill(&self, machine: &Machine) -> Result<(), HypervisorError> {
+        self.kill_process(&machine.process).await?;
+        // A record without it can only be damaged: the scan for strays finds the process then.
+        if let Ok(Details { console }) = serde_json::from_value(machine.details.clone()) {
+            // It ends by itself when it has written down what the machine printed last.
+            if !matches!(console.wait_exit(LAST_WORDS_LIMIT).await, Ok(true)) {
+                self.kill_process(&console).await?;
+            }
+        }
+        match Folder::open(&machine.run_dir) {
+            Ok(folder) => launch::remove_files(&folder),
+            Err(HypervisorError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// As printed: text from a guest wants [`printable`](super::printable) before people see it.
+    async fn log_tail(
+        &self,
+        run_dir: &Path,
+        log: MachineLog,
+        max_bytes: u64,
+    ) -> Result<Vec<u8>, HypervisorError> {
+        match Folder::open(run_dir) {
+            Ok(folder) => launch::log_tail(&folder, log, max_bytes),
+            Err(HypervisorError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                Ok(Vec::new())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn processes(&self) -> Result<Vec<(WorkspaceId, ProcessRef)>, HypervisorError> {
+        let found =
+            process::named(&self.state_id).map_err(|e| files::io_error("read", Path::new("/proc"), e))?;
+        // QEMU's first argument is -name; the network's companions are the network's.
+        let ours = found
+            .into_iter()
+            .filter(|found| matches!(found.words.get(1).map(String::as_str), Some("-name" | "console")));
+        Ok(ours.map(|found| (found.workspace, found.process)).collect())
+    }
+
+    async fn kill_process(&self, process: &ProcessRef) -> Result<(), HypervisorError> {
+        let failed = |source| HypervisorError::Io {
+            operation: "end",
+            object: format!("process {}", process.pid),
+            source,
+        };
+        process.signal(Signal::KILL).map_err(failed)?;
+        match process.wait_exit(KILL_LIMIT).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(failed(std::io::Error::from(std::io::ErrorKind::TimedOut))),
+            Err(error) => Err(failed(error)),
+        }
+    }
+}

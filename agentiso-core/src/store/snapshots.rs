@@ -1,0 +1,78 @@
+use rusqlite::{Row, named_params};
+
+use super::{SnapshotRecord, Store, StoreError};
+use crate::types::{SnapshotId, WorkspaceId};
+
+impl Store {
+    /// Adds a snapshot. Its name is free: the caller holds the workspace's lock and has looked.
+    pub(crate) fn insert_snapshot(&self, record: &SnapshotRecord) -> Result<(), StoreError> {
+        self.write("add to", |transaction| {
+            transaction
+                .execute(
+                    "INSERT INTO snapshots (id, workspace, name, created_at, ready, hidden, crash_consistent)
+                     VALUES (:id, :workspace, :name, :created_at, :ready, :hidden, :crash_consistent)",
+                    named_params! {
+                        ":id": record.id.to_string(), ":workspace": record.workspace.to_string(), ":name": record.name,
+                        ":created_at": i64::try_from(record.created_at).unwrap_or(i64::MAX), ":ready": record.ready,
+                        ":hidden": record.hidden, ":crash_consistent": record.crash_consistent,
+                    },
+                )
+                .map_err(self.failed("add to"))?;
+            Ok(())
+        })
+    }
+
+    /// Notes that a snapshot is complete.
+    pub(crate) fn snapshot_ready(&self, id: SnapshotId) -> Result<(), StoreError> {
+        self.write("update", |transaction| {
+            transaction
+                .execute("UPDATE snapshots SET ready = 1 WHERE id = ?1", [id.to_string()])
+                .map_err(self.failed("update"))?;
+            Ok(())
+        })
+    }
+
+    /// Removes a snapshot. Not there: no effect.
+    pub(crate) fn remove_snapshot(&self, id: SnapshotId) -> Result<(), StoreError> {
+        self.write("remove from", |transaction| {
+            transaction
+                .execute("DELETE FROM snapshots WHERE id = ?1", [id.to_string()])
+                .map_err(self.failed("remove from"))?;
+            Ok(())
+        })
+    }
+
+    /// The snapshots of a workspace, oldest first, hidden and incomplete ones included.
+    pub(crate) fn snapshots(&self, workspace: WorkspaceId) -> Result<Vec<SnapshotRecord>, StoreError> {
+        self.read(|connection| {
+            let mut statement = connection
+                .prepare_cached(
+                    "SELECT id, workspace, name, created_at, ready, hidden, crash_consistent FROM snapshots
+                     WHERE workspace = ?1 ORDER BY rowid",
+                )
+                .map_err(self.failed("read"))?;
+            let rows = statement.query_map([workspace.to_string()], read_row).map_err(self.failed("read"))?;
+            rows.map(|row| row.map_err(self.failed("read"))?).collect()
+        })
+    }
+}
+
+fn read_row(row: &Row<'_>) -> rusqlite::Result<Result<SnapshotRecord, StoreError>> {
+    let name: String = row.get("name")?;
+    let damaged = |reason: String| StoreError::Damaged { what: format!("snapshot {name}"), reason };
+    let (id, workspace): (String, String) = (row.get("id")?, row.get("workspace")?);
+    let created_at: i64 = row.get("created_at")?;
+    let (ready, hidden, crash_consistent) =
+        (row.get("ready")?, row.get("hidden")?, row.get("crash_consistent")?);
+    Ok((|| {
+        Ok(SnapshotRecord {
+            id: id.parse().map_err(|error: uuid::Error| damaged(error.to_string()))?,
+            workspace: workspace.parse().map_err(|error: uuid::Error| damaged(error.to_string()))?,
+            created_at: u64::try_from(created_at).map_err(|error| damaged(error.to_string()))?,
+            name: name.clone(),
+            ready,
+            hidden,
+            crash_consistent,
+        })
+    })())
+}

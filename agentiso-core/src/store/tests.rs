@@ -1,0 +1,128 @@
+use super::*;
+use crate::types::{BaseId, GuestPort, HostPort, ImageName, Resources, WorkspaceId, WorkspaceName};
+use crate::workspace::WorkspaceState;
+
+fn record(name: &str) -> WorkspaceRecord {
+    WorkspaceRecord {
+        id: WorkspaceId::random(),
+        name: WorkspaceName::new(name).unwrap(),
+        state: WorkspaceState::Creating,
+        crashed: false,
+        created_at: 7,
+        image: ImageName::new("debian").unwrap(),
+        base: BaseId::random(),
+        resources: Resources::default(),
+        policy: crate::network::NetworkPolicy::default(),
+        uid: None,
+        owner: "operator".into(),
+        throwaway_of: None,
+        forked_from: None,
+        runtime: None,
+        boot_time_ms: None,
+    }
+}
+
+fn scratch() -> (tempfile::TempDir, Store) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(&folder.path().join("agentiso.db")).unwrap();
+    (folder, store)
+}
+
+#[test]
+fn insert_keeps_every_field_across_a_reopen() {
+    let (folder, store) = scratch();
+    let written = store.insert(record("a"), true).unwrap();
+    drop(store);
+
+    let store = Store::open(&folder.path().join("agentiso.db")).unwrap();
+
+    assert_eq!(store.get(written.id).unwrap(), Some(written.clone()));
+    assert_eq!(store.by_name(&written.name).unwrap(), Some(written));
+}
+
+#[test]
+fn insert_refuses_a_name_that_is_taken() {
+    let (_folder, store) = scratch();
+    store.insert(record("a"), false).unwrap();
+
+    let second = store.insert(record("a"), false);
+
+    assert!(matches!(second, Err(StoreError::NameTaken { .. })), "{second:?}");
+    assert_eq!(store.all().unwrap().len(), 1);
+}
+
+#[test]
+fn insert_gives_each_machine_a_user_of_its_own_and_uses_freed_ones_again() {
+    let (_folder, store) = scratch();
+    let first = store.insert(record("a"), true).unwrap();
+    let second = store.insert(record("b"), true).unwrap();
+    assert_ne!(first.uid, second.uid);
+
+    store.remove(first.id).unwrap();
+
+    assert_eq!(store.insert(record("c"), true).unwrap().uid, first.uid);
+}
+
+#[test]
+fn id_prefix_finds_at_most_two() {
+    let (_folder, store) = scratch();
+    let one = store.insert(record("a"), false).unwrap();
+
+    assert_eq!(store.by_id_prefix(&one.id.to_string()[..8]).unwrap(), vec![one.clone()]);
+    assert_eq!(store.by_id_prefix("%").unwrap(), vec![]);
+}
+
+#[test]
+fn forward_refuses_a_host_port_of_another_workspace() {
+    let (_folder, store) = scratch();
+    let (one, two) = (store.insert(record("a"), false).unwrap(), store.insert(record("b"), false).unwrap());
+    let (guest, host) = (GuestPort::new(80).unwrap(), HostPort::new(8080).unwrap());
+    store.set_forward(one.id, guest, host).unwrap();
+
+    let taken = store.set_forward(two.id, guest, host);
+
+    assert!(matches!(taken, Err(StoreError::PortTaken { .. })), "{taken:?}");
+    store.remove(one.id).unwrap();
+    store.set_forward(two.id, guest, host).unwrap();
+    assert_eq!(store.forwards(two.id).unwrap().get(&guest), Some(&host));
+}
+
+#[test]
+fn open_refuses_a_newer_version_and_foreign_databases() {
+    let (folder, store) = scratch();
+    let path = folder.path().join("agentiso.db");
+    drop(store);
+    rusqlite::Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
+    assert!(matches!(Store::open(&path), Err(StoreError::Newer { found: 99, .. })));
+
+    let foreign = folder.path().join("other.db");
+    rusqlite::Connection::open(&foreign).unwrap().execute_batch("CREATE TABLE x (y)").unwrap();
+    assert!(matches!(Store::open(&foreign), Err(StoreError::NotOurs { .. })));
+}
+
+#[test]
+fn a_damaged_row_does_not_hide_the_others() {
+    let (folder, store) = scratch();
+    let (good, bad) =
+        (store.insert(record("good"), false).unwrap(), store.insert(record("bad"), false).unwrap());
+    rusqlite::Connection::open(folder.path().join("agentiso.db"))
+        .unwrap()
+        .execute("UPDATE workspaces SET resources = '{' WHERE id = ?1", [bad.id.to_string()])
+        .unwrap();
+
+    assert_eq!(store.get(good.id).unwrap(), Some(good.clone()));
+    let error = store.get(bad.id).unwrap_err().to_string();
+    assert!(error.contains("workspace bad"), "{error}");
+    assert_eq!(store.ids().unwrap().len(), 2);
+}
+
+#[test]
+fn open_reports_a_file_that_is_no_database() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("agentiso.db");
+    std::fs::write(&path, vec![b'x'; 8192]).unwrap();
+
+    let error = Store::open(&path).unwrap_err();
+
+    assert!(error.to_string().contains("agentiso.db"), "{error}");
+}

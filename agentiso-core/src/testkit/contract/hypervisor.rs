@@ -1,0 +1,421 @@
+//! The contract of [`Hypervisor`].
+
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+
+use super::{PATIENCE, eventually, names_in, through_text};
+use crate::{
+    hypervisor::{Hypervisor, HypervisorError, LaunchSpec, Machine, MachineLog, MachineStatus},
+    storage::{DiskLayer, LayerId},
+};
+
+/// What the hypervisor at hand supplies. Dropping it removes what the check left.
+#[async_trait]
+pub trait HypervisorFixture: Send + Sync {
+    /// Opens the hypervisor, each time as another process would.
+    async fn open(&self) -> Box<dyn Hypervisor>;
+
+    /// A new machine that starts and stays: another id, folder and disk each time. Its guest prints something on the
+    /// console and does not power off by itself.
+    async fn spec(&self) -> LaunchSpec;
+
+    /// Specs whose launch must fail, each with a name: no kernel, a layer that is not there, and the like.
+    async fn broken_specs(&self) -> Vec<(&'static str, LaunchSpec)>;
+
+    /// A new empty layer that a machine of [`Self::spec`] can pivot to.
+    async fn empty_layer(&self, machine: &Machine) -> DiskLayer;
+
+    /// Ends the machine's process from outside, as a crash would.
+    async fn crash(&self, machine: &Machine);
+}
+
+/// The contract of [`Hypervisor`] as tests; see the module `testkit::contract`.
+#[macro_export]
+macro_rules! hypervisor_contract {
+    ($fixture:expr) => {
+        $crate::contract_tests!(
+            hypervisor,
+            $fixture,
+            [
+                launched_machine_runs,
+                failed_launch_leaves_nothing,
+                dropped_launch_leaves_nothing,
+                pause_and_resume_are_idempotent,
+                machine_is_operated_from_its_record_alone,
+                machines_do_not_affect_each_other,
+                pivot_moves_to_the_new_layer,
+                pivot_works_while_paused,
+                pivot_to_a_missing_layer_changes_nothing,
+                wait_exit_is_false_while_it_runs,
+                crash_is_noticed,
+                operations_on_an_exited_machine_say_gone,
+                kill_leaves_only_logs,
+                kill_ends_a_paused_machine,
+                kill_of_a_crashed_machine_removes_the_rest,
+                another_process_of_the_same_number_is_not_the_machine,
+                log_tail_is_the_newest_bytes,
+                log_of_an_unknown_folder_is_empty,
+                running_machines_are_listed,
+                listed_process_is_killed_by_its_identity_alone,
+            ]
+        );
+    };
+}
+
+async fn status(hypervisor: &dyn Hypervisor, machine: &Machine) -> MachineStatus {
+    hypervisor.status(machine).await.unwrap()
+}
+
+async fn is_listed(hypervisor: &dyn Hypervisor, machine: &Machine) -> bool {
+    hypervisor.processes().await.unwrap().contains(&(machine.id, machine.process.clone()))
+}
+
+/// A machine that launched.
+pub async fn launched_machine_runs(fixture: &dyn HypervisorFixture) {
+    let hypervisor = fixture.open().await;
+    let spec = fixture.spec().await;
+    let (id, run_dir) = (spec.id, spec.run_dir.clone());
+
+    let machine = hypervisor.launch(spec).await.unwrap();
+
+    assert_eq!(machine.id, id);
+    assert_eq!(machine.run_dir, run_dir);
+    assert_eq!(status(&*hypervisor, &machine).await, MachineStatus::Running);
+    assert!(hypervisor.is_alive(&machine));
+    hypervisor.kill(&machine).await.unwrap();
+}
+
+/// "On failure no process and no file of it is left."
+pub async fn failed_launch_leaves_nothing(fixture: &dyn HypervisorFixture) {
+    let hypervisor = fixture.open().await;
+    for (name, spec) in fixture.broken_specs().await {
+        let (id, run_dir) = (spec.id, spec.run_dir.clone());
+        let before = names_in(&run_dir);
+
+        let result = hypervisor.launch(spec).await;
+
+        assert!(result.is_err(), "{name}: launched");
+        let of_it = hypervisor.processes().await.unwrap().into_iter().any(|(other, _)| other == id);
+        assert!(!of_it, "{name}: a process is left");
+        let new: Vec<String> = names_in(&run_dir).difference(&before).cloned().collect();
+        assert!(new.is_empty(), "{name}: left {new:?}");
+    }
+}
+
+/// "... and when the future is dropped."
+pub async fn dropped_launch_leaves_nothing(fixture: &dyn HypervisorFixture) {
+    let hypervisor = fixture.open().await;
+    for patience_ms in [0, 2, 10, 30, 60] {
+        let spec = fixture.spec().await;
+        let (id, run_dir) = (spec.id, spec.run_dir.clone());
+        let before = names_in(&run_dir);
+
+        let launched =
+            tokio::time::timeout(Duration::from_millis(patience_ms), hypervisor.launch(spec)).await;
+
+        match launched {
+            Ok(result) => hypervisor.kill(&result.unwrap()).await.unwrap(),
+            Err(_) => {
+                eventually("no process is left", async || {
+                    hypervisor.processes().await.unwrap().into_iter().all(|(other, _)| other != id)
+                })
+                .await;
+                eventually("no file is left", async || names_in(&run_dir).is_subset(&before)).await;
+            }
+        }
+    }
+}
+
+/// "Already paused: no effect." "Already running: no effect."
+pub async fn pause_and_resume_are_idempotent(fixture: &dyn HypervisorFixture) {
+    let hypervisor = fixture.open().await;
+    let machine = hypervisor.launch(fixture.spec().await).await.unwrap();
+
+    hypervisor.resume(&machine).await.unwrap();
+    assert_eq!(status(&*hypervisor, &machine).await, MachineStatus::Running);
+    for _ in 0..2 {
+        hypervisor.pause(&machine).await.unwrap();
+        assert_eq!(status(&*hypervisor, &machine).await, MachineStatus::Paused);
+    }
+    for _ in 0..2 {
+        hypervisor.resume(&machine).await.unwrap();
+        assert_eq!(status(&*hypervisor, &machine).await, MachineStatus::Running);
+    }
+    hypervisor.kill(&machine).await.unwrap();
+}
+
+/// "Every method but `launch` works from a record alone, in any process of the same user."
+pub async fn machine_is_operated_from_its_record_alone(fixture: &dyn HypervisorFixture) {
+    let record = {
+        let launcher = fixture.open().await;
+        through_text(&launcher.launch(fixture.spec().await).await.unwrap())
+    };
+    let hypervisor = fixture.open().await;
+
+    assert_eq!(status(&*hypervisor, &record).await, MachineStatus::Running);
+    hypervisor.pause(&record).await.unwrap();
+    assert_eq!(status(&*fixture.open().await, &record).await, MachineStatus::Paused);
+    hypervisor.resume(&record).await.unwrap();
+    let layer = fixture.empty_layer(&record).await;
+    hypervisor.pivot_disk(&record, &layer).await.unwrap();
+    assert_eq!(fixture.open().await.active_layer(&record).await.unwrap(), layer.id);
+    fixture.open().await.kill(&record).await.unwrap();
+    assert_eq!(status(&*hypervisor, &record).await, MachineStatus::Exited);
+}
+
+/// What is done to one machine leaves another alone.
+pub async fn machines_do_not_affect_each_other(fixture: &dyn HypervisorFixture) {
+    let hypervisor = fixture.open().await;
+    let one = hypervisor.launch(fixture.spec().await).await.unwrap();
+    let other = hypervisor.launch(fixture.spec().await).await.unwrap();
+
+    hypervisor.pause(&one).await.unwrap();
+    assert_eq!(status(&*hypervisor, &other).await, MachineStatus::Running);
+    hypervisor.kill(&one).await.unwrap();
+
+    assert_eq!(status(&*hypervisor, &other).await, MachineStatus::Running);
+    assert!(is_listed(&*hypervisor, &other).await);
+    hypervisor.kill(&other).await.unwrap();
+}
+
+/// The active layer is the first of the chain, then the one pivoted to. "Already on that layer: no effect."
+pub async fn pivot_moves_to_the_new_layer(fixture: &dyn HypervisorFixture) {
+    let hypervisor = fixture.open().await;
+    let spec = fixture.spec().await;
+    let first = spec.disk.layers[0].id.clone();
+    let machine = hypervisor.launch(spec).await.unwrap();
+
+    assert_eq!(hypervisor.active_layer(&machine).await.unwrap(), first);
+    for _ in 0..3 {
+        let layer = fixture.empty_layer(&machine).await;
+        for _ in 0..2 {
+            hypervisor.pivot_disk(&machine, &layer).await.unwrap();
+            assert_eq!(hypervisor.active_layer(&machine).await.unwrap(), layer.id);
+        }
+    }
+    assert_eq!(status(&*hypervisor, &machine).await, MachineStatus::Running);
+    hypervisor.kill(&machine).await.unwrap();
+}
+
+/// A paused machine pivots and stays paused.
+pub async fn pivot_works_while_paused(fixture: &dyn HypervisorFixture) {
+    let hypervisor = fixture.open().await;
+    let machine = hypervisor.launch(fixture.spec().await).await.unwrap();
+    let layer = fixture.empty_layer(&machine).await;
+
+    hypervisor.pause(&machine).await.unwrap();
+    hypervisor.pivot_disk(&machine, &layer).await.unwrap();
+
+    assert_eq!(status(&*hypervisor, &machine).await, MachineStatus::Paused);
+    assert_eq!(hypervisor.active_layer(&machine).await.unwrap(), layer.id);
+    hypervisor.kill(&machine).await.unwrap();
+}
+
+/// "On failure the machine goes on with the layer it had." A later pivot works.
+pub async fn pivot_to_a_missing_layer_changes_nothing(fixture: &dyn HypervisorFixture) {
+    let hypervisor = fixture.open().await;
+    let machine = hypervisor.launch(fixture.spec().await).await.unwrap();
+    let before = hypervisor.active_layer(&machine).await.unwrap();
+    let layer = fixture.empty_layer(&machine).await;
+    let missing =
+        DiskLayer { id: LayerId::random(), path: layer.path.with_file_name("missing"), ..layer.clone() };
+
+    let result = hypervisor.pivot_disk(&machine, &missing).await;
+
+    assert!(result.is_err());
+    assert_eq!(hypervisor.active_layer(&machine).await.unwrap(), before);
+    assert_eq!(status(&*hypervisor, &machine).await, MachineStatus::Running);
+    hypervisor.pivot_disk(&machine, &layer).await.unwrap();
+    assert_eq!(hypervisor.active_layer(&machine).await.unwrap(), layer.id);
+    hypervisor.kill(&machine).await.unwrap();
+}
+
+/// "`false` if the time was over first": not before, and not much later.
+pub async fn wait_exit_is_false_while_it_runs(fixture: &dyn HypervisorFixture) {
+    let hypervisor = fixture.open().await;
+    let machine = hypervisor.launch(fixture.spec().await).await.unwrap();
+    let limit = Duration::from_millis(100);
+    let begin = Instant::now();
+
+    let exited = hypervisor.wait_exit(&machine, limit).await.unwrap();
+
+    assert!(!exited);
+    assert!(begin.elapsed() >= limit, "after {:?}", begin.elapsed());
+    assert!(begin.elapsed() < PATIENCE, "after {:?}", begin.elapsed());
+    hypervisor.kill(&machine).await.unwrap();
+}
+
+/// A machine whose process dies has exited, for those who wait and those who look.
+pub async fn crash_is_noticed(fixture: &dyn HypervisorFixture) {
+    let hypervisor = fixture.open().await;
+    let machine = hypervisor.launch(fixture.spec().await).await.unwrap();
+    let waiter = fixture.open().await;
+
+    let (exited, ()) = tokio::join!(waiter.wait_exit(&machine, PATIENCE), async {
+        tokio::task::yield_now().await;
+        fixture.crash(&machine).await;
+    });
+
+    assert!(exited.unwrap());
+    assert!(!hypervisor.is_alive(&machine));
+    assert_eq!(status(&*hypervisor, &machine).await, MachineStatus::Exited);
+    assert!(!is_listed(&*hypervisor, &machine).await);
+    hypervisor.kill(&machine).await.unwrap();
+}
+
+/// Nothing but [`HypervisorError::Gone`] for a machine that is not there.
+pub async fn operations_on_an_exited_machine_say_gone(fixture: &dyn HypervisorFixture) {
+    let hypervisor = fixture.open().await;
+    let machine = hypervisor.launch(fixture.spec().await).await.unwrap();
+    let layer = fixture.empty_layer(&machine).await;
+    fixture.crash(&machine).await;
+    assert!(hypervisor.wait_exit(&machine, PATIENCE).await.unwrap());
+
+    let results = [
+        ("pause", hypervisor.pause(&machine).await),
+        ("resume", hypervisor.resume(&machine).await),
+        ("active_layer", hypervisor.active_layer(&machine).await.map(drop)),
+        ("pivot_disk", hypervisor.pivot_disk(&machine, &layer).await),
+        ("power_button", hypervisor.power_button(&machine).await),
+    ];
+
+    for (operation, result) in results {
+        let gone = matches!(result, Err(HypervisorError::Gone { id }) if id == machine.id);
+        assert!(gone, "{operation}: {result:?}");
+    }
+    hypervisor.kill(&machine).await.unwrap();
+}
+
+/// Asserts that nothing is left of a machine but logs.
+async fn assert_removed(hypervisor: &dyn Hypervisor, machine: &Machine) {
+    assert!(!hypervisor.is_alive(machine));
+    assert_eq!(status(hypervisor, machine).await, MachineStatus::Exited);
+    assert!(hypervisor.wait_exit(machine, Duration::ZERO).await.unwrap());
+    let of_it: Vec<_> =
+        hypervisor.processes().await.unwrap().into_iter().filter(|(id, _)| *id == machine.id).collect();
+    assert!(of_it.is_empty(), "left {of_it:?}");
+    let rest: Vec<String> =
+        names_in(&machine.run_dir).into_iter().filter(|name| !name.ends_with(".log")).collect();
+    assert!(rest.is_empty(), "left {rest:?}");
+}
+
+/// "Ends the machine at once, waits until it is gone, and removes what belonged to its process." "Idempotent."
+pub async fn kill_leaves_only_logs(fixture: &dyn HypervisorFixture) {
+    let hypervisor = fixture.open().await;
+    let machine = hypervisor.launch(fixture.spec().await).await.unwrap();
+
+    for _ in 0..2 {
+        hypervisor.kill(&machine).await.unwrap();
+        assert_removed(&*hypervisor, &machine).await;
+    }
+}
+
+/// A paused machine is killed as a running one is.
+pub async fn kill_ends_a_paused_machine(fixture: &dyn HypervisorFixture) {
+    let hypervisor = fixture.open().await;
+    let machine = hypervisor.launch(fixture.spec().await).await.unwrap();
+    hypervisor.pause(&machine).await.unwrap();
+
+    hypervisor.kill(&machine).await.unwrap();
+
+    assert_removed(&*hypervisor, &machine).await;
+}
+
+/// "Already gone: only the removal."
+pub async fn kill_of_a_crashed_machine_removes_the_rest(fixture: &dyn HypervisorFixture) {
+    let hypervisor = fixture.open().await;
+    let machine = hypervisor.launch(fixture.spec().await).await.unwrap();
+    fixture.crash(&machine).await;
+
+    fixture.open().await.kill(&machine).await.unwrap();
+
+    assert_removed(&*hypervisor, &machine).await;
+}
+
+/// "A process that has the number but not the start time of the record is another one." It is not killed either.
+pub async fn another_process_of_the_same_number_is_not_the_machine(fixture: &dyn HypervisorFixture) {
+    let hypervisor = fixture.open().await;
+    let machine = hypervisor.launch(fixture.spec().await).await.unwrap();
+    let folder = fixture.spec().await.run_dir;
+    let mut earlier = Machine { run_dir: folder, ..machine.clone() };
+    earlier.process.start_ticks -= 1;
+    let mut earlier_boot = earlier.clone();
+    earlier_boot.process = machine.process.clone();
+    earlier_boot.process.boot_id = "00000000-0000-0000-0000-000000000000".to_owned();
+
+    for other in [earlier, earlier_boot] {
+        assert!(!hypervisor.is_alive(&other));
+        assert_eq!(status(&*hypervisor, &other).await, MachineStatus::Exited);
+        assert!(hypervisor.wait_exit(&other, Duration::ZERO).await.unwrap());
+        hypervisor.kill(&other).await.unwrap();
+        assert_eq!(status(&*hypervisor, &machine).await, MachineStatus::Running);
+    }
+    hypervisor.kill(&machine).await.unwrap();
+}
+
+/// "The newest bytes of a log of a machine, running or not."
+pub async fn log_tail_is_the_newest_bytes(fixture: &dyn HypervisorFixture) {
+    let hypervisor = fixture.open().await;
+    let machine = hypervisor.launch(fixture.spec().await).await.unwrap();
+    let tail = async |max_bytes| {
+        hypervisor.log_tail(&machine.run_dir, MachineLog::Console, max_bytes).await.unwrap()
+    };
+
+    eventually("the guest printed something", async || tail(1 << 20).await.len() >= 16).await;
+    hypervisor.kill(&machine).await.unwrap();
+
+    // Dead machines print nothing more; the log may still be on its way to where it is kept.
+    eventually("the log is at rest", async || {
+        let before = tail(1 << 20).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        before == tail(1 << 20).await
+    })
+    .await;
+    let whole = tail(1 << 20).await;
+    assert!(whole.len() >= 16);
+    assert_eq!(tail(7).await, whole[whole.len() - 7..]);
+    assert_eq!(tail(0).await, b"");
+}
+
+/// "Empty if there is none."
+pub async fn log_of_an_unknown_folder_is_empty(fixture: &dyn HypervisorFixture) {
+    let hypervisor = fixture.open().await;
+    let empty_folder = fixture.spec().await.run_dir;
+    for log in [MachineLog::Console, MachineLog::Stderr] {
+        assert_eq!(hypervisor.log_tail(&empty_folder, log, 100).await.unwrap(), b"");
+        assert_eq!(hypervisor.log_tail(&empty_folder.join("missing"), log, 100).await.unwrap(), b"");
+    }
+}
+
+/// Processes are listed under the workspace they carry in their name.
+pub async fn running_machines_are_listed(fixture: &dyn HypervisorFixture) {
+    let hypervisor = fixture.open().await;
+    let one = hypervisor.launch(fixture.spec().await).await.unwrap();
+    let other = hypervisor.launch(fixture.spec().await).await.unwrap();
+
+    assert!(is_listed(&*fixture.open().await, &one).await);
+    assert!(is_listed(&*hypervisor, &other).await);
+    hypervisor.kill(&one).await.unwrap();
+    assert!(!is_listed(&*hypervisor, &one).await);
+    assert!(is_listed(&*hypervisor, &other).await);
+    hypervisor.kill(&other).await.unwrap();
+}
+
+/// "Ends a process that `processes` listed, and waits until it is gone." "Another process has its number by now: no
+/// effect."
+pub async fn listed_process_is_killed_by_its_identity_alone(fixture: &dyn HypervisorFixture) {
+    let hypervisor = fixture.open().await;
+    let machine = hypervisor.launch(fixture.spec().await).await.unwrap();
+    let mut earlier = machine.process.clone();
+    earlier.start_ticks -= 1;
+
+    hypervisor.kill_process(&earlier).await.unwrap();
+    assert!(hypervisor.is_alive(&machine));
+    for _ in 0..2 {
+        fixture.open().await.kill_process(&machine.process).await.unwrap();
+        assert!(!hypervisor.is_alive(&machine));
+    }
+
+    hypervisor.kill(&machine).await.unwrap();
+}

@@ -1,0 +1,456 @@
+use std::{collections::BTreeMap, path::PathBuf};
+
+use async_trait::async_trait;
+
+use super::{FakeHost, guest::Files};
+use crate::{
+    storage::{
+        BaseInfo, DiskChain, DiskLayer, DiskOrigin, DiskUsage, Inventory, LayerFormat, LayerId, Outcome,
+        PendingSnapshot, SnapshotMethod, Storage, StorageCapabilities, StorageError,
+    },
+    types::{BaseId, DiskId, SnapshotId},
+};
+
+/// Bytes that each file of a guest counts for beside its content.
+const FILE_OVERHEAD: u64 = 64;
+
+/// A storage in memory.
+#[derive(Clone)]
+pub struct FakeStorage {
+    host: FakeHost,
+    method: SnapshotMethod,
+}
+
+/// Everything the storage holds.
+#[derive(Default)]
+pub(super) struct FakeDisks {
+    layers: BTreeMap<LayerId, Layer>,
+    bases: BTreeMap<BaseId, Base>,
+    disks: BTreeMap<DiskId, Disk>,
+    pub(super) full: bool,
+}
+
+struct Layer {
+    bytes: u64,
+    /// What the guest sees, once something was written; until then it sees the layer beneath.
+    content: Option<Files>,
+    frozen: bool,
+}
+
+struct Base {
+    layer: LayerId,
+    sealed: bool,
+}
+
+#[derive(Clone)]
+struct Disk {
+    bytes: u64,
+    origin: DiskOrigin,
+    /// Topmost first.
+    layers: Vec<LayerId>,
+    /// Oldest first, each with its topmost layer.
+    snapshots: Vec<(SnapshotId, LayerId)>,
+    pending: Option<(SnapshotId, Option<LayerId>)>,
+}
+
+impl Disk {
+    fn all_layers(&self) -> impl Iterator<Item = &LayerId> {
+        self.layers.iter().chain(self.pending.iter().filter_map(|(_, layer)| layer.as_ref()))
+    }
+
+    fn snapshot(&self, snapshot: SnapshotId) -> Option<usize> {
+        self.snapshots.iter().position(|(id, _)| *id == snapshot)
+    }
+}
+
+fn missing(what: impl std::fmt::Display) -> StorageError {
+    StorageError::NotFound { what: what.to_string() }
+}
+
+fn exists(what: impl std::fmt::Display) -> StorageError {
+    StorageError::Exists { what: what.to_string() }
+}
+
+impl FakeDisks {
+    pub(super) fn has_layer(&self, layer: &LayerId) -> bool {
+        self.layers.contains_key(layer)
+    }
+
+    /// What a guest sees through these layers, topmost first.
+    pub(super) fn read<'a>(&self, mut chain: impl Iterator<Item = &'a LayerId>) -> Files {
+        chain
+            .find_map(|layer| self.layers.get(layer).and_then(|layer| layer.content.clone()))
+            .unwrap_or_default()
+    }
+
+    /// What a guest wrote. A layer that is gone or frozen takes nothing, as a file that was deleted or is read-only.
+    pub(super) fn write(&mut self, layer: &LayerId, files: Files) {
+        if let Some(layer) = self.layers.get_mut(layer).filter(|layer| !layer.frozen) {
+            layer.content = Some(files);
+        }
+    }
+
+    fn disk(&mut self, disk: DiskId) -> Result<&mut Disk, StorageError> {
+        self.disks.get_mut(&disk).ok_or_else(|| missing(format_args!("disk {disk}")))
+    }
+
+    fn new_layer(&mut self, bytes: u64) -> LayerId {
+        let id = LayerId::random();
+        self.layers.insert(id.clone(), Layer { bytes, content: None, frozen: false });
+        id
+    }
+
+    fn freeze(&mut self, layer: &LayerId) {
+        if let Some(layer) = self.layers.get_mut(layer) {
+            layer.frozen = true;
+        }
+    }
+
+    fn describe(&self, id: &LayerId) -> DiskLayer {
+        let is_base = self.bases.values().any(|base| base.layer == *id);
+        DiskLayer {
+            id: id.clone(),
+            path: PathBuf::from(format!("/fake/{id}")),
+            format: if is_base { LayerFormat::Raw } else { LayerFormat::Qcow2 },
+            bytes: self.layers.get(id).map_or(0, |layer| layer.bytes),
+        }
+    }
+
+    fn chain(&self, layers: &[LayerId]) -> DiskChain {
+        DiskChain { layers: layers.iter().map(|layer| self.describe(layer)).collect() }
+    }
+
+    fn used(&self, layer: &LayerId) -> u64 {
+        self.layers
+            .get(layer)
+            .and_then(|layer| layer.content.as_ref())
+            .map_or(0, |files| files.values().map(|file| file.content.len() as u64 + FILE_OVERHEAD).sum())
+    }
+
+    fn made_from(&self, origin: DiskOrigin) -> Vec<DiskId> {
+        self.disks.iter().filter(|(_, disk)| disk.origin == origin).map(|(id, _)| *id).collect()
+    }
+
+    /// Removes the layers that nothing refers to.
+    fn sweep(&mut self) {
+        let Self { layers, bases, disks, .. } = self;
+        layers.retain(|id, _| {
+            bases.values().any(|base| base.layer == *id)
+                || disks.values().any(|disk| disk.all_layers().any(|layer| layer == id))
+        });
+    }
+
+    fn commit(
+        &mut self,
+        disk: DiskId,
+        snapshot: SnapshotId,
+        to: Option<LayerId>,
+    ) -> Result<(), StorageError> {
+        let bytes = self.disk(disk)?.bytes;
+        let top = self.disk(disk)?.layers[0].clone();
+        match to {
+            Some(to) => {
+                self.freeze(&top);
+                let disk = self.disk(disk)?;
+                disk.layers.insert(0, to);
+                disk.snapshots.push((snapshot, top));
+            }
+            None => {
+                // The layer in use stays where it is; what it holds now goes on beneath it.
+                let frozen = self.new_layer(bytes);
+                let content = self.layers.get_mut(&top).and_then(|layer| layer.content.take());
+                if let Some(layer) = self.layers.get_mut(&frozen) {
+                    layer.content = content;
+                    layer.frozen = true;
+                }
+                let disk = self.disk(disk)?;
+                disk.layers.insert(1, frozen.clone());
+                disk.snapshots.push((snapshot, frozen));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl FakeStorage {
+    pub(super) fn new(host: FakeHost, method: SnapshotMethod) -> Self {
+        Self { host, method }
+    }
+}
+
+#[async_trait]
+impl Storage for FakeStorage {
+    fn capabilities(&self) -> StorageCapabilities {
+        StorageCapabilities { name: "fake".to_owned(), snapshot: self.method }
+    }
+
+    async fn begin_base(&self, base: BaseId, bytes: u64) -> Result<DiskChain, StorageError> {
+        self.host
+            .call("storage.begin_base", |state| {
+                let disks = &mut state.disks;
+                if disks.bases.contains_key(&base) {
+                    return Err(exists(format_args!("base {base}")));
+                }
+                if disks.full {
+                    return Err(StorageError::Full { what: format!("base {base}") });
+                }
+                let layer = disks.new_layer(bytes);
+                disks.bases.insert(base, Base { layer: layer.clone(), sealed: false });
+                Ok(disks.chain(&[layer]))
+            })
+            .await
+    }
+
+    async fn seal_base(&self, base: BaseId) -> Result<BaseInfo, StorageError> {
+        self.host
+            .call("storage.seal_base", |state| {
+                let disks = &mut state.disks;
+                let found = disks.bases.get_mut(&base).ok_or_else(|| missing(format_args!("base {base}")))?;
+                found.sealed = true;
+                let layer = found.layer.clone();
+                disks.freeze(&layer);
+                Ok(BaseInfo { bytes: disks.describe(&layer).bytes, used_bytes: disks.used(&layer) })
+            })
+            .await
+    }
+
+    async fn delete_base(&self, base: BaseId) -> Result<(), StorageError> {
+        self.host
+            .call("storage.delete_base", |state| {
+                let disks = &mut state.disks;
+                let Some(found) = disks.bases.get(&base) else { return Ok(()) };
+                // A fork of a disk depends on the base as the disk does.
+                let dependents: Vec<DiskId> = disks
+                    .disks
+                    .iter()
+                    .filter(|(_, disk)| disk.layers.contains(&found.layer))
+                    .map(|(id, _)| *id)
+                    .collect();
+                if !dependents.is_empty() {
+                    return Err(StorageError::InUse { what: format!("base {base}"), dependents });
+                }
+                disks.bases.remove(&base);
+                disks.sweep();
+                Ok(())
+            })
+            .await
+    }
+
+    async fn create_disk(&self, disk: DiskId, origin: DiskOrigin, bytes: u64) -> Result<(), StorageError> {
+        self.host
+            .call("storage.create_disk", |state| {
+                let disks = &mut state.disks;
+                if disks.disks.contains_key(&disk) {
+                    return Err(exists(format_args!("disk {disk}")));
+                }
+                let beneath = match origin {
+                    DiskOrigin::Base(base) => {
+                        let found = disks.bases.get(&base).filter(|base| base.sealed);
+                        vec![found.ok_or_else(|| missing(format_args!("sealed base {base}")))?.layer.clone()]
+                    }
+                    DiskOrigin::Snapshot { disk, snapshot } => {
+                        let parent = disks.disk(disk)?;
+                        let at = parent
+                            .snapshot(snapshot)
+                            .ok_or_else(|| missing(format_args!("snapshot {snapshot}")))?;
+                        let layer = parent.snapshots[at].1.clone();
+                        parent.layers.iter().skip_while(|id| **id != layer).cloned().collect()
+                    }
+                };
+                let needed = disks.describe(&beneath[0]).bytes;
+                if bytes < needed {
+                    return Err(StorageError::TooSmall { given: bytes, needed });
+                }
+                if disks.full {
+                    return Err(StorageError::Full { what: format!("disk {disk}") });
+                }
+                let mut layers = vec![disks.new_layer(bytes)];
+                layers.extend(beneath);
+                disks
+                    .disks
+                    .insert(disk, Disk { bytes, origin, layers, snapshots: Vec::new(), pending: None });
+                Ok(())
+            })
+            .await
+    }
+
+    async fn open_disk(&self, disk: DiskId) -> Result<DiskChain, StorageError> {
+        self.host
+            .call("storage.open_disk", |state| {
+                let layers = state.disks.disk(disk)?.layers.clone();
+                Ok(state.disks.chain(&layers))
+            })
+            .await
+    }
+
+    async fn begin_snapshot(
+        &self,
+        disk: DiskId,
+        snapshot: SnapshotId,
+    ) -> Result<PendingSnapshot, StorageError> {
+        let method = self.method;
+        self.host
+            .call("storage.begin_snapshot", |state| {
+                let disks = &mut state.disks;
+                let found = disks.disk(disk)?;
+                if let Some((pending, _)) = found.pending {
+                    return Err(exists(format_args!("unfinished snapshot {pending} of disk {disk}")));
+                }
+                if found.snapshot(snapshot).is_some() {
+                    return Err(exists(format_args!("snapshot {snapshot}")));
+                }
+                let bytes = found.bytes;
+                let to = (method == SnapshotMethod::Pivot).then(|| disks.new_layer(bytes));
+                disks.disk(disk)?.pending = Some((snapshot, to.clone()));
+                Ok(match to {
+                    Some(to) => PendingSnapshot::Pivot { to: disks.describe(&to) },
+                    None => PendingSnapshot::Instant,
+                })
+            })
+            .await
+    }
+
+    async fn finish_snapshot(
+        &self,
+        disk: DiskId,
+        snapshot: SnapshotId,
+        outcome: Outcome,
+    ) -> Result<(), StorageError> {
+        self.host
+            .call("storage.finish_snapshot", |state| {
+                let disks = &mut state.disks;
+                let found = disks.disk(disk)?;
+                let kept = found.snapshot(snapshot).is_some();
+                let pending = found.pending.clone().filter(|(id, _)| *id == snapshot);
+                match (outcome, pending) {
+                    (Outcome::Commit, None) if kept => Ok(()),
+                    (Outcome::Commit, None) => Err(missing(format_args!("snapshot {snapshot}"))),
+                    (Outcome::Abort, None) if kept => Err(exists(format_args!("snapshot {snapshot}"))),
+                    (Outcome::Abort, None) => Ok(()),
+                    (Outcome::Commit, Some((_, to))) => {
+                        disks.commit(disk, snapshot, to)?;
+                        disks.disk(disk)?.pending = None;
+                        Ok(())
+                    }
+                    (Outcome::Abort, Some((_, to))) => {
+                        let moved = to.is_some_and(|to| disks.read(std::iter::once(&to)) != Files::new());
+                        if moved {
+                            let what = format!("the new layer of snapshot {snapshot}");
+                            return Err(StorageError::InUse { what, dependents: vec![disk] });
+                        }
+                        disks.disk(disk)?.pending = None;
+                        disks.sweep();
+                        Ok(())
+                    }
+                }
+            })
+            .await
+    }
+
+    async fn rollback(&self, disk: DiskId, snapshot: SnapshotId) -> Result<Vec<SnapshotId>, StorageError> {
+        self.host
+            .call("storage.rollback", |state| {
+                let disks = &mut state.disks;
+                let bytes = disks.disk(disk)?.bytes;
+                let at = disks
+                    .disk(disk)?
+                    .snapshot(snapshot)
+                    .ok_or_else(|| missing(format_args!("snapshot {snapshot}")))?;
+                let top = disks.new_layer(bytes);
+                let found = disks.disk(disk)?;
+                let layer = found.snapshots[at].1.clone();
+                let beneath: Vec<LayerId> =
+                    found.layers.iter().skip_while(|id| **id != layer).cloned().collect();
+                found.layers = std::iter::once(top).chain(beneath).collect();
+                found.pending = None;
+                let removed = found.snapshots.split_off(at + 1).into_iter().map(|(id, _)| id).collect();
+                disks.sweep();
+                Ok(removed)
+            })
+            .await
+    }
+
+    async fn delete_snapshot(&self, disk: DiskId, snapshot: SnapshotId) -> Result<(), StorageError> {
+        self.host
+            .call("storage.delete_snapshot", |state| {
+                let disks = &mut state.disks;
+                if disks.disk(disk)?.snapshot(snapshot).is_none() {
+                    return Ok(());
+                }
+                let dependents = disks.made_from(DiskOrigin::Snapshot { disk, snapshot });
+                if !dependents.is_empty() {
+                    return Err(StorageError::InUse { what: format!("snapshot {snapshot}"), dependents });
+                }
+                disks.disk(disk)?.snapshots.retain(|(id, _)| *id != snapshot);
+                Ok(())
+            })
+            .await
+    }
+
+    async fn destroy_disk(&self, disk: DiskId) -> Result<(), StorageError> {
+        self.host
+            .call("storage.destroy_disk", |state| {
+                state.disks.disks.remove(&disk);
+                state.disks.sweep();
+                Ok(())
+            })
+            .await
+    }
+
+    async fn usage(&self, disk: DiskId) -> Result<DiskUsage, StorageError> {
+        self.host
+            .call("storage.usage", |state| {
+                let disks = &mut state.disks;
+                let found = disks.disk(disk)?.clone();
+                let is_shared = |layer: &LayerId| {
+                    disks.bases.values().any(|base| base.layer == *layer)
+                        || disks
+                            .disks
+                            .iter()
+                            .any(|(id, other)| *id != disk && other.all_layers().any(|other| other == layer))
+                };
+                let mut usage = DiskUsage { bytes: found.bytes, ..DiskUsage::default() };
+                for layer in found.all_layers() {
+                    let used = disks.used(layer);
+                    if is_shared(layer) { usage.shared_bytes += used } else { usage.unique_bytes += used }
+                }
+                usage.snapshots =
+                    found.snapshots.iter().map(|(id, layer)| (*id, disks.used(layer))).collect();
+                Ok(usage)
+            })
+            .await
+    }
+
+    async fn inventory(&self) -> Result<Inventory, StorageError> {
+        self.host
+            .call("storage.inventory", |state| {
+                let FakeDisks { bases, disks, .. } = &state.disks;
+                Ok(Inventory {
+                    bases: bases.keys().copied().collect(),
+                    disks: disks.keys().copied().collect(),
+                    pending: disks
+                        .iter()
+                        .filter_map(|(id, disk)| {
+                            disk.pending.as_ref().map(|(snapshot, layer)| (*id, *snapshot, layer.clone()))
+                        })
+                        .collect(),
+                })
+            })
+            .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    mod pivot {
+        use crate::testkit::{FakeHost, contract::fake::FakeStorageFixture};
+
+        crate::storage_contract!(Ok(FakeStorageFixture::pivot(FakeHost::new())));
+    }
+
+    mod instant {
+        use crate::testkit::{FakeHost, contract::fake::FakeStorageFixture};
+
+        crate::storage_contract!(Ok(FakeStorageFixture::instant(FakeHost::new())));
+    }
+}

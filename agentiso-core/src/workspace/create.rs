@@ -1,0 +1,249 @@
+//! New workspaces, from an image or from a snapshot, and their end.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::engine::{Callers, Engine, caller, now};
+use super::info::{ForkOrigin, WorkspaceState};
+use super::lock::WorkspaceLock;
+use super::spec::WorkspaceSpec;
+use crate::error::Error;
+use crate::network::NetworkPolicy;
+use crate::storage::{DiskOrigin, StorageError};
+use crate::store::{StoreError, WorkspaceRecord};
+use crate::types::{
+    BaseId, DiskGib, GuestPort, HostPort, ImageName, ProcessRef, Resources, WorkspaceId, WorkspaceName,
+};
+
+/// Whoever uses the library or the command line owns what they make. Sessions come with the MCP server.
+const OPERATOR: &str = "operator";
+
+/// A GiB, in bytes.
+const GIB: u64 = 1 << 30;
+
+/// How a new workspace is named.
+#[derive(Clone, Debug)]
+pub(super) enum Naming {
+    /// This, or the creation fails.
+    Exactly(WorkspaceName),
+    /// PREFIX-N with the first N that is free.
+    Numbered(WorkspaceName),
+    /// Something free.
+    Any,
+}
+
+/// Everything about a workspace that is to be made, checked.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) naming: Naming,
+    pub(super) image: ImageName,
+    pub(super) base: BaseId,
+    pub(super) origin: DiskOrigin,
+    pub(super) resources: Resources,
+    pub(super) policy: NetworkPolicy,
+    pub(super) forwards: BTreeMap<GuestPort, Option<HostPort>>,
+    pub(super) throwaway: bool,
+    pub(super) forked_from: Option<ForkOrigin>,
+}
+
+/// A workspace that has a record and a disk, and is not booted yet. Its lock is held: nobody else touches it.
+#[derive(Debug)]
+pub(super) struct Reserved {
+    pub(super) record: WorkspaceRecord,
+    lock: WorkspaceLock,
+}
+
+impl Engine {
+    /// Makes a workspace from an image and boots it. Abandoned by its caller or failed, it is as if it had never been.
+    pub(super) async fn create(self: &Arc<Self>, spec: WorkspaceSpec) -> Result<WorkspaceRecord, Error> {
+        let image = self.images.find(&spec.image_name()?).await?;
+        check_disk(spec.resources.disk_gb, image.bytes, || format!("image {}", image.name))?;
+        let plan = Plan {
+            naming: spec.name.map_or(Naming::Any, Naming::Exactly),
+            image: image.name,
+            base: image.base,
+            origin: DiskOrigin::Base(image.base),
+            resources: spec.resources,
+            policy: spec.policy,
+            forwards: spec.forwards,
+            throwaway: spec.throwaway,
+            forked_from: None,
+        };
+        let (caller, callers) = caller();
+        let engine = Arc::clone(self);
+        let made = self
+            .finish(async move {
+                let reserved = engine.reserve(&plan).await?;
+                engine.complete(reserved, &plan, callers).await
+            })
+            .await;
+        caller.received(made)
+    }
+
+    /// Gives a new workspace its record and its disk.
+    pub(super) async fn reserve(&self, plan: &Plan) -> Result<Reserved, Error> {
+        let id = WorkspaceId::random();
+        let lock = self.lock(id).await?;
+        let throwaway_of = match plan.throwaway {
+            true => Some(
+                ProcessRef::current().map_err(|source| Error::operation("create", id.to_string(), source))?,
+            ),
+            false => None,
+        };
+        let draft = WorkspaceRecord {
+            id,
+            name: WorkspaceName::new(format!("ws-{}", &id.to_string()[..8]))?,
+            state: WorkspaceState::Creating,
+            crashed: false,
+            created_at: now(),
+            image: plan.image.clone(),
+            base: plan.base,
+            resources: plan.resources,
+            policy: plan.policy.clone(),
+            uid: None,
+            owner: OPERATOR.to_owned(),
+            throwaway_of,
+            forked_from: plan.forked_from.clone(),
+            runtime: None,
+            boot_time_ms: None,
+        };
+        let inserted = self.insert_named(draft, &plan.naming).await;
+        let mut record = match inserted {
+            Ok(record) => record,
+            Err(error) => {
+                lock.remove();
+                return Err(error);
+            }
+        };
+        let bytes = record.resources.disk_gb.bytes();
+        match self.backends.storage.create_disk(record.disk(), plan.origin, bytes).await {
+            Ok(()) => Ok(Reserved { record, lock }),
+            Err(error) => {
+                let undone = self.erase(&mut record).await;
+                lock.remove();
+                Err(with_undo(&record, error.into(), undone))
+            }
+        }
+    }
+
+    async fn insert_named(&self, draft: WorkspaceRecord, naming: &Naming) -> Result<WorkspaceRecord, Error> {
+        let private_uid = rustix::process::geteuid().is_root();
+        let insert = |record: WorkspaceRecord| self.records(move |store| store.insert(record, private_uid));
+        match naming {
+            Naming::Any => insert(draft).await,
+            Naming::Exactly(name) => match insert(WorkspaceRecord { name: name.clone(), ..draft }).await {
+                Err(Error::Store(StoreError::NameTaken { name })) => Err(Error::NameTaken { name }),
+                other => other,
+            },
+            Naming::Numbered(prefix) => {
+                for number in 1_u32.. {
+                    let name = WorkspaceName::new(format!("{prefix}-{number}"))?;
+                    match insert(WorkspaceRecord { name, ..draft.clone() }).await {
+                        Err(Error::Store(StoreError::NameTaken { .. })) => {}
+                        other => return other,
+                    }
+                }
+                Err(Error::NameTaken { name: prefix.to_string() })
+            }
+        }
+    }
+
+    /// Boots a reserved workspace and puts its forwards in force. On failure, or when its caller has gone, nothing of
+    /// the workspace is left.
+    pub(super) async fn complete(
+        &self,
+        reserved: Reserved,
+        plan: &Plan,
+        mut callers: Callers,
+    ) -> Result<WorkspaceRecord, Error> {
+        let Reserved { mut record, lock } = reserved;
+        let completed = tokio::select! {
+            completed = self.boot_and_forward(&mut record, plan) => completed,
+            () = callers.gone() => Err(Error::Abandoned { workspace: record.name.to_string() }),
+        };
+        match completed {
+            Ok(()) => Ok(record),
+            Err(error) => {
+                // A machine that an abandoned boot had started is known by its name only.
+                let strays = self.kill_strays(&[record.id]).await;
+                let undone = strays.and(self.erase(&mut record).await);
+                lock.remove();
+                Err(with_undo(&record, error, undone))
+            }
+        }
+    }
+
+    async fn boot_and_forward(&self, record: &mut WorkspaceRecord, plan: &Plan) -> Result<(), Error> {
+        let id = record.id;
+        for (guest, host) in plan.forwards.iter().filter_map(|(guest, host)| host.map(|host| (*guest, host)))
+        {
+            self.records(move |store| store.set_forward(id, guest, host)).await?;
+        }
+        self.boot(record).await?;
+        for guest in plan.forwards.iter().filter(|(_, host)| host.is_none()).map(|(guest, _)| *guest) {
+            self.forward(record, guest, None).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes everything a workspace has, in any state. What is gone already is no error, so that it can be repeated
+    /// until it succeeds. The caller holds the lock and removes it.
+    pub(super) async fn erase(&self, record: &mut WorkspaceRecord) -> Result<(), Error> {
+        record.state = WorkspaceState::Destroying;
+        self.save(record).await?;
+        self.clear_machine(record).await?;
+        self.backends.storage.destroy_disk(record.disk()).await?;
+        self.remove_run_dir(record.id)?;
+        let id = record.id;
+        self.records(move |store| store.remove(id)).await?;
+        if let Some(origin) = &record.forked_from {
+            self.drop_hidden_snapshots(origin.workspace_id).await;
+        }
+        Ok(())
+    }
+
+    /// Destroys a workspace, running or not.
+    pub(super) async fn destroy(self: &Arc<Self>, id: WorkspaceId) -> Result<(), Error> {
+        let engine = Arc::clone(self);
+        self.finish(async move {
+            let (lock, mut record) = engine.lock_record(id).await?;
+            engine.kill_strays(&[id]).await?;
+            engine.erase(&mut record).await?;
+            lock.remove();
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Refuses a disk that cannot hold what it begins with.
+pub(super) fn check_disk(disk: DiskGib, needed: u64, origin: impl FnOnce() -> String) -> Result<(), Error> {
+    if disk.bytes() < needed {
+        return Err(Error::DiskTooSmall {
+            disk_gb: disk.get(),
+            origin: origin(),
+            needed_gb: needed.div_ceil(GIB),
+        });
+    }
+    Ok(())
+}
+
+/// The error of an operation and, beside it, that of undoing it.
+fn with_undo(record: &WorkspaceRecord, error: Error, undone: Result<(), Error>) -> Error {
+    match undone {
+        Ok(()) => error,
+        Err(undo) => {
+            Error::Undo { workspace: record.name.to_string(), undo: undo.report(), source: Box::new(error) }
+        }
+    }
+}
+
+/// The names of the workspaces that a storage calls dependents, as far as they have one.
+pub(super) async fn dependent_names(engine: &Engine, error: &StorageError) -> Option<Vec<String>> {
+    let StorageError::InUse { dependents, .. } = error else { return None };
+    let mut names = Vec::new();
+    for disk in dependents {
+        let id = WorkspaceId::from(*disk.as_uuid());
+        names.push(engine.record(id).await.map_or_else(|_| id.to_string(), |record| record.name.to_string()));
+    }
+    Some(names)
+}

@@ -1,0 +1,229 @@
+//! What every operation needs: records, locks, backends, and work that ends properly whoever stops waiting for it.
+
+use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc, time::SystemTime};
+
+use tokio::sync::{Semaphore, watch};
+
+use super::info::WorkspaceState;
+use super::lock::WorkspaceLock;
+use crate::backends::Backends;
+use crate::channel::client::GuestClient;
+use crate::config::{Config, Layout};
+use crate::error::Error;
+use crate::image::Images;
+use crate::store::{Store, StoreError, WorkspaceRecord};
+use crate::types::{WorkspaceId, WorkspaceName};
+
+/// A future that an operation hands to [`Engine::locked`].
+pub(super) type Work<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
+
+/// More than there can be operations under way at once.
+const MAX_TASKS: u32 = 1 << 20;
+
+/// The state folder and what it stands on.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    pub(crate) config: Config,
+    pub(crate) layout: Layout,
+    pub(crate) store: Arc<Store>,
+    pub(crate) backends: Backends,
+    pub(crate) images: Images,
+    /// One permit for each operation under way; all of them free means that nothing is.
+    tasks: Arc<Semaphore>,
+}
+
+impl Engine {
+    pub(super) fn new(config: Config, store: Store, backends: Backends) -> Self {
+        let layout = config.layout();
+        let tasks = Arc::new(Semaphore::new(MAX_TASKS as usize));
+        let images = Images::new(
+            layout.root(),
+            Arc::clone(&backends.hypervisor),
+            Arc::clone(&backends.storage),
+            Arc::clone(&backends.channel),
+        );
+        Self { config, layout, store: Arc::new(store), backends, images, tasks }
+    }
+
+    /// Runs a query or change of the records away from the async threads: SQLite waits for other processes.
+    pub(super) async fn records<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, Error> {
+        let store = Arc::clone(&self.store);
+        Ok(tokio::task::spawn_blocking(move || work(&store)).await.map_err(Error::Panicked)??)
+    }
+
+    /// Writes the record of a workspace whose lock the caller holds.
+    pub(super) async fn save(&self, record: &WorkspaceRecord) -> Result<(), Error> {
+        let record = record.clone();
+        self.records(move |store| store.update(&record)).await
+    }
+
+    /// Runs `work` to its end even if the caller stops waiting: what it has begun is then finished, not torn.
+    pub(super) async fn finish<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        // Never closed, so a permit always comes.
+        let permit = Arc::clone(&self.tasks).acquire_owned().await.ok();
+        let task = async move {
+            let _permit = permit;
+            work.await
+        };
+        tokio::spawn(task).await.map_err(Error::Panicked)?
+    }
+
+    /// Waits until no operation is under way.
+    pub(super) async fn idle(&self) {
+        drop(self.tasks.acquire_many(MAX_TASKS).await);
+        self.images.idle().await;
+    }
+
+    /// Takes a workspace's lock, reads its record and runs `work` on it, to its end.
+    ///
+    /// `operation` is what is done to the workspace, for the error of one that is busy.
+    pub(super) async fn locked<T, F>(self: &Arc<Self>, id: WorkspaceId, work: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: for<'a> FnOnce(&'a Arc<Engine>, &'a mut WorkspaceRecord) -> Work<'a, T> + Send + 'static,
+    {
+        let engine = Arc::clone(self);
+        self.finish(async move {
+            let (_lock, mut record) = engine.lock_record(id).await?;
+            work(&engine, &mut record).await
+        })
+        .await
+    }
+
+    /// Takes a workspace's lock and reads its record.
+    pub(super) async fn lock_record(
+        &self,
+        id: WorkspaceId,
+    ) -> Result<(WorkspaceLock, WorkspaceRecord), Error> {
+        let lock = self.lock(id).await?;
+        match self.record(id).await {
+            Ok(record) => Ok((lock, record)),
+            Err(error) => {
+                // The workspace was destroyed while we waited: taking its lock has made the file anew.
+                if matches!(error, Error::NoSuchWorkspace { .. }) {
+                    lock.remove();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes a workspace's lock.
+    pub(super) async fn lock(&self, id: WorkspaceId) -> Result<WorkspaceLock, Error> {
+        let limit = self.config.lock_timeout;
+        match WorkspaceLock::take(&self.layout.locks(), *id.as_uuid(), limit).await {
+            Ok(Some(lock)) => Ok(lock),
+            Ok(None) => {
+                let workspace =
+                    self.record(id).await.map_or_else(|_| id.to_string(), |record| record.name.to_string());
+                Err(Error::Busy { workspace, waited: limit })
+            }
+            Err(source) => Err(Error::StateDir { path: self.layout.locks().display().to_string(), source }),
+        }
+    }
+
+    /// The record of a workspace.
+    pub(super) async fn record(&self, id: WorkspaceId) -> Result<WorkspaceRecord, Error> {
+        self.records(move |store| store.get(id))
+            .await?
+            .ok_or_else(|| Error::NoSuchWorkspace { given: id.to_string() })
+    }
+
+    /// Finds a workspace by its id, the beginning of its id (8 digits or more), or its name.
+    pub(super) async fn find(&self, given: &str) -> Result<WorkspaceRecord, Error> {
+        let none = || Error::NoSuchWorkspace { given: shorten(given) };
+        // A name never loses against the beginning of an id: names are what people chose.
+        if let Ok(name) = WorkspaceName::new(given)
+            && let Some(record) = self.records(move |store| store.by_name(&name)).await?
+        {
+            return Ok(record);
+        }
+        let prefix = given.to_ascii_lowercase();
+        if prefix.len() < 8 || !prefix.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-') {
+            return Err(none());
+        }
+        let mut found = self.records(move |store| store.by_id_prefix(&prefix)).await?;
+        match (found.pop(), found.is_empty()) {
+            (None, _) => Err(none()),
+            (Some(record), true) => Ok(record),
+            (Some(_), false) => Err(Error::AmbiguousId { given: shorten(given) }),
+        }
+    }
+
+    /// Where a machine's sockets and logs are.
+    pub(super) fn run_dir(&self, id: WorkspaceId) -> PathBuf {
+        self.layout.run().join(id.to_string())
+    }
+
+    /// A client of a running machine's agent.
+    pub(super) fn client(&self, record: &WorkspaceRecord) -> Result<GuestClient, Error> {
+        match (self.living(record), record.state) {
+            (Some(_), WorkspaceState::Paused) => Err(Error::WrongState {
+                workspace: record.name.to_string(),
+                state: WorkspaceState::Paused,
+                operation: "used",
+                remedy: format!("let it run first: `agentiso resume {}`", record.name),
+            }),
+            (Some(runtime), _) => Ok(self.client_of(runtime)),
+            (None, _) => Err(not_running(record, "used")),
+        }
+    }
+}
+
+/// The error of something that wants a running machine.
+pub(super) fn not_running(record: &WorkspaceRecord, operation: &'static str) -> Error {
+    Error::WrongState {
+        workspace: record.name.to_string(),
+        state: match record.state {
+            WorkspaceState::Running | WorkspaceState::Paused => WorkspaceState::Stopped,
+            other => other,
+        },
+        operation,
+        remedy: format!("start it first: `agentiso start {}`", record.name),
+    }
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// What people gave, short enough to be repeated to them.
+fn shorten(given: &str) -> String {
+    given.chars().take(crate::types::MAX_NAME_BYTES + 1).collect()
+}
+
+/// Held by whoever waits for a piece of work; dropping it tells the work that nobody waits any more.
+#[derive(Debug)]
+pub(super) struct Caller(watch::Sender<()>);
+
+/// The work's end of a [`Caller`].
+#[derive(Clone, Debug)]
+pub(super) struct Callers(watch::Receiver<()>);
+
+/// A caller and the end that notices its going.
+pub(super) fn caller() -> (Caller, Callers) {
+    let (sender, receiver) = watch::channel(());
+    (Caller(sender), Callers(receiver))
+}
+
+impl Caller {
+    /// Keeps the caller until here: `result` is what it waited for.
+    pub(super) fn received<T>(self, result: T) -> T {
+        drop(self.0);
+        result
+    }
+}
+
+impl Callers {
+    /// Returns when the caller has gone.
+    pub(super) async fn gone(&mut self) {
+        while self.0.changed().await.is_ok() {}
+    }
+}

@@ -1,0 +1,274 @@
+//! One workspace.
+
+use std::sync::Arc;
+
+use super::engine::Engine;
+use super::info::{
+    ForkReport, PortForward, RestoreReport, SnapshotInfo, WorkspaceInfo, WorkspaceState, WorkspaceSummary,
+};
+use super::lifecycle::PolicyChange;
+use super::spec::{ForkSpec, SnapshotSpec};
+use crate::channel::client::{CollectOptions, ExecOutput, ExecSpec, GuestClient};
+use crate::error::Error;
+use crate::hypervisor::MachineLog;
+use crate::network::NetworkPolicy;
+use crate::store::WorkspaceRecord;
+use crate::types::{GuestPort, HostPort, SnapshotName, WorkspaceId, WorkspaceName};
+
+/// A workspace: a machine with a disk, running or not.
+///
+/// A handle holds nothing of it: the workspace lives on when the handle is dropped, and can be gone while there is one.
+/// Operations that change it wait for each other; commands, files and queries wait for none.
+#[derive(Clone, Debug)]
+pub struct Workspace {
+    engine: Arc<Engine>,
+    id: WorkspaceId,
+    name: WorkspaceName,
+}
+
+impl Workspace {
+    pub(super) fn new(engine: Arc<Engine>, id: WorkspaceId, name: WorkspaceName) -> Self {
+        Self { engine, id, name }
+    }
+
+    /// Its id.
+    pub fn id(&self) -> WorkspaceId {
+        self.id
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.name.as_str()
+    }
+
+    /// Everything about it.
+    ///
+    /// # Errors
+    /// It is gone, or records or disk cannot be read.
+    pub async fn info(&self) -> Result<WorkspaceInfo, Error> {
+        self.engine.info(self.id).await
+    }
+
+    /// Boots its machine, or lets a paused one run. Runs already: no effect. On failure it is stopped.
+    ///
+    /// # Errors
+    /// The machine does not start; the error carries the end of its console.
+    pub async fn start(&self) -> Result<(), Error> {
+        self.engine.start(self.id).await
+    }
+
+    /// Shuts its machine down, disks flushed: the agent is asked, then the power button pressed, then the plug pulled.
+    /// Stopped already: no effect.
+    ///
+    /// # Errors
+    /// What belonged to the machine could not be removed; asking again tries again.
+    pub async fn stop(&self) -> Result<(), Error> {
+        self.engine.stop(self.id).await
+    }
+
+    /// Stops its vCPUs; memory and connections stay. Paused already: no effect.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub async fn pause(&self) -> Result<(), Error> {
+        self.engine.pause(self.id, true).await
+    }
+
+    /// Lets its vCPUs run again, with the clock set. Runs already: the clock is set.
+    ///
+    /// # Errors
+    /// It has no machine.
+    pub async fn resume(&self) -> Result<(), Error> {
+        self.engine.pause(self.id, false).await
+    }
+
+    /// Removes it with its disk and its snapshots, running or not. Forks of it live on.
+    ///
+    /// # Errors
+    /// Something could not be removed; asking again, or opening the state folder again, tries again.
+    pub async fn destroy(&self) -> Result<(), Error> {
+        self.engine.destroy(self.id).await
+    }
+
+    /// A client of the agent in its machine: commands with streams, files, archives, background jobs.
+    ///
+    /// # Errors
+    /// It does not run, or is paused.
+    pub async fn guest(&self) -> Result<GuestClient, Error> {
+        let record = self.engine.record(self.id).await?;
+        self.engine.client(&record)
+    }
+
+    /// Runs a command with `/bin/sh -c` and returns what it printed: at most 120 s, at most 256 KiB of each stream.
+    ///
+    /// # Errors
+    /// It does not run, or its agent cannot be reached. A command that fails or runs out of time is no error.
+    pub async fn exec(&self, command: &str) -> Result<ExecOutput, Error> {
+        self.exec_with(ExecSpec::shell(command), CollectOptions::default()).await
+    }
+
+    /// Runs a command with these options and returns what it printed.
+    ///
+    /// # Errors
+    /// As [`Workspace::exec`].
+    pub async fn exec_with(&self, spec: ExecSpec, options: CollectOptions) -> Result<ExecOutput, Error> {
+        let guest = self.guest().await?;
+        guest
+            .exec_collect(spec, options)
+            .await
+            .map_err(|source| Error::operation("run a command in", self.name.as_str(), source))
+    }
+
+    /// Takes a snapshot of its disk; a running machine goes on.
+    ///
+    /// # Errors
+    /// See [`Workspace::snapshot_with`].
+    pub async fn snapshot(&self, name: &str) -> Result<SnapshotInfo, Error> {
+        self.snapshot_with(SnapshotSpec { name: SnapshotName::new(name)?, crash_consistent: false }).await
+    }
+
+    /// Takes a snapshot of its disk; a running machine goes on.
+    ///
+    /// # Errors
+    /// The name is taken; there are 20 snapshots already; the guest did not flush its file systems within 15 s. No
+    /// snapshot is left then, and the machine goes on as before.
+    pub async fn snapshot_with(&self, spec: SnapshotSpec) -> Result<SnapshotInfo, Error> {
+        self.engine.snapshot(self.id, spec).await
+    }
+
+    /// Its snapshots, oldest first.
+    ///
+    /// # Errors
+    /// Records or disk cannot be read.
+    pub async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, Error> {
+        let record = self.engine.record(self.id).await?;
+        let usage = self.engine.backends.storage.usage(record.disk()).await?;
+        self.engine.snapshot_infos(self.id, &usage.snapshots.into_iter().collect()).await
+    }
+
+    /// Puts its disk back to a snapshot. A machine that runs is ended and boots from there. Snapshots that are newer
+    /// are removed; the report names them.
+    ///
+    /// # Errors
+    /// No such snapshot: nothing is changed. The machine does not boot: the disk has been put back.
+    pub async fn restore(&self, name: &str) -> Result<RestoreReport, Error> {
+        self.engine.restore(self.id, SnapshotName::new(name)?).await
+    }
+
+    /// Removes a snapshot.
+    ///
+    /// # Errors
+    /// No such snapshot; workspaces were forked from it (the error names them).
+    pub async fn delete_snapshot(&self, name: &str) -> Result<(), Error> {
+        self.engine.delete_snapshot(self.id, SnapshotName::new(name)?).await
+    }
+
+    /// Makes forks that begin with its disk as a snapshot has it, or as it is if it is stopped, and boots them.
+    ///
+    /// Each succeeds or fails for itself; the report says which. They inherit policy and resources, no forward.
+    ///
+    /// # Errors
+    /// It runs and no snapshot was named; no such snapshot; the name is taken. Nothing was made then.
+    pub async fn fork(&self, spec: ForkSpec) -> Result<ForkReport, Error> {
+        self.engine.fork(self.id, spec).await
+    }
+
+    /// Forwards a TCP port of the host's loopback to a port of the guest, and does so again after each start. A free
+    /// port is picked if none is given.
+    ///
+    /// # Errors
+    /// It does not run; the host's port is taken; the guest's port is forwarded already.
+    pub async fn add_forward(&self, guest: GuestPort, host: Option<HostPort>) -> Result<PortForward, Error> {
+        self.engine.add_forward(self.id, guest, host).await
+    }
+
+    /// Ends a forward.
+    ///
+    /// # Errors
+    /// The port is not forwarded.
+    pub async fn remove_forward(&self, guest: GuestPort) -> Result<(), Error> {
+        self.engine.remove_forward(self.id, guest).await
+    }
+
+    /// Its forwards.
+    ///
+    /// # Errors
+    /// The records cannot be read.
+    pub async fn forwards(&self) -> Result<Vec<PortForward>, Error> {
+        self.engine.record(self.id).await?;
+        self.engine.port_forwards(self.id).await
+    }
+
+    /// Changes what it may reach. Forwards, and connections that stay allowed, are not touched. Returns what is now in
+    /// force.
+    ///
+    /// # Errors
+    /// The network in use cannot do that; nothing is changed then.
+    pub async fn set_policy(&self, change: PolicyChange) -> Result<NetworkPolicy, Error> {
+        self.engine.set_policy(self.id, change).await
+    }
+
+    /// The newest bytes of a log of its machine, running or not, as the guest wrote them: they may hold anything.
+    ///
+    /// # Errors
+    /// The log cannot be read.
+    pub async fn logs(&self, log: MachineLog, max_bytes: u64) -> Result<Vec<u8>, Error> {
+        self.engine.record(self.id).await?;
+        Ok(self.engine.backends.hypervisor.log_tail(&self.engine.run_dir(self.id), log, max_bytes).await?)
+    }
+
+    /// Makes a throwaway workspace an ordinary one, that outlives the process that created it.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub async fn keep(&self) -> Result<(), Error> {
+        self.engine.keep(self.id).await
+    }
+}
+
+impl Engine {
+    pub(super) fn summary(&self, record: &WorkspaceRecord) -> WorkspaceSummary {
+        let (state, crashed) = self.present_state(record);
+        WorkspaceSummary {
+            workspace_id: record.id,
+            name: record.name.to_string(),
+            state,
+            crashed,
+            image: record.image.to_string(),
+            created_at: record.created_at,
+            resources: record.resources,
+            ip: record
+                .runtime
+                .as_ref()
+                .filter(|_| state != WorkspaceState::Stopped)
+                .map(|runtime| runtime.network.address.clone()),
+            owner: record.owner.clone(),
+            throwaway: record.throwaway_of.is_some(),
+        }
+    }
+
+    async fn info(&self, id: WorkspaceId) -> Result<WorkspaceInfo, Error> {
+        let record = self.record(id).await?;
+        let usage = self.backends.storage.usage(record.disk()).await?;
+        Ok(WorkspaceInfo {
+            summary: self.summary(&record),
+            pid: self.living(&record).map(|runtime| runtime.machine.process.pid),
+            boot_time_ms: record.boot_time_ms,
+            snapshots: self.snapshot_infos(id, &usage.snapshots.iter().copied().collect()).await?,
+            network: record.policy.clone(),
+            port_forwards: self.port_forwards(id).await?,
+            disk_used_bytes: usage.unique_bytes,
+            disk_shared_bytes: usage.shared_bytes,
+            forked_from: record.forked_from.clone(),
+            isolation: self.backends.isolation(),
+        })
+    }
+
+    async fn port_forwards(&self, id: WorkspaceId) -> Result<Vec<PortForward>, Error> {
+        let forwards = self.records(move |store| store.forwards(id)).await?;
+        Ok(forwards
+            .into_iter()
+            .map(|(guest_port, host_port)| PortForward { guest_port, host_port })
+            .collect())
+    }
+}

@@ -1,0 +1,150 @@
+//! A state folder, opened.
+
+use std::sync::Arc;
+
+use super::engine::Engine;
+use super::handle::Workspace;
+use super::info::{Isolation, PruneReport, Pruned, WorkspaceSummary};
+use super::spec::WorkspaceSpec;
+use crate::backends::Backends;
+use crate::config::Config;
+use crate::error::Error;
+use crate::image::Images;
+use crate::store::{Store, WorkspaceRecord};
+
+/// A state folder and the workspaces in it.
+///
+/// Cheap to clone. Any number of processes can have the same state folder open; machines outlive all of them.
+#[derive(Clone, Debug)]
+pub struct Host {
+    engine: Arc<Engine>,
+}
+
+impl Host {
+    /// Opens a state folder, or makes it, with the backends this host offers, and puts right what an interrupted
+    /// process left there.
+    ///
+    /// # Errors
+    /// The folder is not usable or not private; its records are of a newer version; QEMU is missing or too old.
+    pub async fn open(config: Config) -> Result<Self, Error> {
+        let store = open_store(&config).await?;
+        let backends = crate::native::backends(&config, store.state_id()).await?;
+        Self::assemble(config, store, backends).await
+    }
+
+    /// As [`Host::open`], with backends of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`Host::open`], without those of the backends.
+    pub async fn open_with(config: Config, backends: Backends) -> Result<Self, Error> {
+        let store = open_store(&config).await?;
+        Self::assemble(config, store, backends).await
+    }
+
+    async fn assemble(config: Config, store: Store, backends: Backends) -> Result<Self, Error> {
+        let engine = Arc::new(Engine::new(config, store, backends));
+        let reconciling = Arc::clone(&engine);
+        engine.finish(async move { reconciling.reconcile().await }).await?;
+        Ok(Self { engine })
+    }
+
+    /// Makes a workspace and boots its machine; it runs and answers when this returns.
+    ///
+    /// On failure, and when the future is dropped, nothing of it is left ([`Host::close`] waits for the removal).
+    ///
+    /// # Errors
+    /// Unknown image, name taken, disk too small for the image, a policy this network cannot enforce, host port taken,
+    /// a machine that does not start (the error carries the end of its console).
+    pub async fn create(&self, spec: WorkspaceSpec) -> Result<Workspace, Error> {
+        self.engine.check_policy(&spec.policy)?;
+        let record = self.engine.create(spec).await?;
+        Ok(self.handle(record))
+    }
+
+    /// All workspaces, in order of their creation. Takes no lock: it never waits for a machine.
+    ///
+    /// # Errors
+    /// The records cannot be read. One that is damaged is left out with a warning.
+    pub async fn list(&self) -> Result<Vec<WorkspaceSummary>, Error> {
+        let rows = self.engine.records(|store| store.all()).await?;
+        let mut summaries = Vec::with_capacity(rows.len());
+        for row in rows {
+            match row {
+                Ok(record) => summaries.push(self.engine.summary(&record)),
+                Err(error) => tracing::warn!(%error, "left a damaged record out"),
+            }
+        }
+        Ok(summaries)
+    }
+
+    /// Finds a workspace by its name, its id, or the beginning of its id (8 digits or more).
+    ///
+    /// # Errors
+    /// There is none, or several ids begin that way.
+    pub async fn workspace(&self, name_or_id: &str) -> Result<Workspace, Error> {
+        Ok(self.handle(self.engine.find(name_or_id).await?))
+    }
+
+    /// The base images.
+    pub fn images(&self) -> Images {
+        self.engine.images.clone()
+    }
+
+    /// What stands between workspaces and this host.
+    pub fn isolation(&self) -> Isolation {
+        self.engine.backends.isolation()
+    }
+
+    /// Removes the images that no workspace needs and all throwaway workspaces whose owner is gone, or only says what
+    /// it would remove.
+    ///
+    /// # Errors
+    /// The records cannot be read. What could not be removed is left out of the report, with a warning.
+    pub async fn prune(&self, dry_run: bool) -> Result<PruneReport, Error> {
+        let mut report = PruneReport { done: !dry_run, ..PruneReport::default() };
+        for row in self.engine.records(|store| store.all()).await? {
+            let Ok(record) = row else { continue };
+            if !record.throwaway_of.as_ref().is_some_and(|owner| !owner.is_alive()) {
+                continue;
+            }
+            let bytes =
+                self.engine.backends.storage.usage(record.disk()).await.unwrap_or_default().unique_bytes;
+            if dry_run || self.engine.destroy(record.id).await.is_ok() {
+                report.workspaces.push(Pruned { name: record.name.to_string(), bytes });
+            }
+        }
+        let mut used = std::collections::BTreeSet::new();
+        for row in self.engine.records(|store| store.all()).await? {
+            // A record that cannot be read may need any image: keep them all.
+            used.insert(row?.base);
+        }
+        for image in self.images().list().await? {
+            if !used.contains(&image.base)
+                && (dry_run || self.images().remove(image.name.as_str()).await.is_ok())
+            {
+                report.images.push(Pruned { name: image.name.to_string(), bytes: image.used_bytes });
+            }
+        }
+        report.total_bytes = report.images.iter().chain(&report.workspaces).map(|pruned| pruned.bytes).sum();
+        Ok(report)
+    }
+
+    /// Waits until nothing that was begun is under way any more: creations that were abandoned are undone then.
+    pub async fn close(&self) {
+        self.engine.idle().await;
+    }
+
+    fn handle(&self, record: WorkspaceRecord) -> Workspace {
+        Workspace::new(Arc::clone(&self.engine), record.id, record.name)
+    }
+}
+
+async fn open_store(config: &Config) -> Result<Store, Error> {
+    let layout = config.layout();
+    tokio::task::spawn_blocking(move || {
+        layout.prepare()?;
+        Ok(Store::open(&layout.database())?)
+    })
+    .await
+    .map_err(Error::Panicked)?
+}

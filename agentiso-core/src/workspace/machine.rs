@@ -1,0 +1,290 @@
+//! From a disk to a running, configured machine, and back.
+
+use std::{path::Path, sync::Arc, time::Instant};
+
+use agentiso_guest::message::{Configuration, NetworkConfiguration};
+use rustix::rand::{GetRandomFlags, getrandom};
+
+use super::engine::Engine;
+use super::info::WorkspaceState;
+use crate::channel::client::GuestClient;
+use crate::channel::{ChannelSpec, PreparedChannel};
+use crate::error::Error;
+use crate::hypervisor::{LaunchSpec, MachineLog};
+use crate::network::{AttachSpec, Attachment};
+use crate::store::{Runtime, WorkspaceRecord};
+use crate::types::{WorkspaceId, guest_hostname};
+
+/// Bytes of a machine's log that an error shows.
+const ERROR_LOG_BYTES: u64 = 4096;
+
+/// Bytes of host entropy that a machine gets: 256 bits twice over.
+const ENTROPY_BYTES: usize = 64;
+
+/// How long a machine that has confirmed its shutdown may take until its process is gone.
+const POWER_OFF_LIMIT: std::time::Duration = std::time::Duration::from_secs(20);
+
+/// How long a machine has after its power button was pressed.
+const POWER_BUTTON_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
+
+impl Engine {
+    /// Boots a workspace's machine and configures its guest. The caller holds its lock; its record says `Running` when
+    /// this returns, and is written.
+    ///
+    /// On failure nothing is left of the machine and the record says `Stopped`; the error carries the console's end.
+    pub(super) async fn boot(&self, record: &mut WorkspaceRecord) -> Result<(), Error> {
+        let begun = Instant::now();
+        record.state = WorkspaceState::Starting;
+        record.crashed = false;
+        self.save(record).await?;
+        match self.try_boot(record).await {
+            Ok(()) => {
+                record.state = WorkspaceState::Running;
+                record.boot_time_ms = u64::try_from(begun.elapsed().as_millis()).ok();
+                self.save(record).await
+            }
+            Err(cause) => {
+                let console = self.error_log(record.id).await;
+                let cleared = self.clear_machine(record).await;
+                record.state = WorkspaceState::Stopped;
+                self.save(record).await?;
+                let workspace = record.name.to_string();
+                let error = Error::Start { workspace: workspace.clone(), console, source: Box::new(cause) };
+                Err(match cleared {
+                    Ok(()) => error,
+                    Err(undo) => Error::Undo { workspace, undo: undo.report(), source: Box::new(error) },
+                })
+            }
+        }
+    }
+
+    async fn try_boot(&self, record: &mut WorkspaceRecord) -> Result<(), Error> {
+        let run_dir = self.run_dir(record.id);
+        fresh_folder(&run_dir)?;
+        let guest_network = self.launch(record, &run_dir).await?;
+        self.save(record).await?;
+        let client = self.client(record)?;
+        self.wait_for_agent(record, &client).await?;
+        client
+            .configure(self.configuration(record, guest_network)?)
+            .await
+            .map_err(|source| Error::operation("configure", record.name.as_str(), source))
+    }
+
+    /// Starts the machine and what it is connected to. Each part that was made is in the record at once, so that a
+    /// failure of the next one finds it.
+    async fn launch(
+        &self,
+        record: &mut WorkspaceRecord,
+        run_dir: &Path,
+    ) -> Result<NetworkConfiguration, Error> {
+        let id = record.id;
+        let forwards = self.records(move |store| store.forwards(id)).await?;
+        let disk = self.backends.storage.open_disk(record.disk()).await?;
+        let PreparedChannel { device, record: channel } =
+            self.backends.channel.prepare(ChannelSpec { id, run_dir: run_dir.to_owned() }).await?;
+        let attached = self
+            .backends
+            .network
+            .attach(AttachSpec {
+                id,
+                uid: record.uid,
+                policy: record.policy.clone(),
+                forwards,
+                run_dir: run_dir.to_owned(),
+            })
+            .await;
+        let Attachment { nic, record: network, guest } = match attached {
+            Ok(attachment) => attachment,
+            Err(error) => {
+                report_failed_undo(record, self.backends.channel.release(&channel).await);
+                return Err(error.into());
+            }
+        };
+        let launched = self
+            .backends
+            .hypervisor
+            .launch(LaunchSpec {
+                id,
+                uid: record.uid,
+                vcpus: record.resources.vcpus,
+                memory: record.resources.memory_mb,
+                kernel: self.layout.kernel(),
+                initramfs: self.layout.initramfs(),
+                agent_options: Vec::new(),
+                disk,
+                nic: Some(nic),
+                channel: device,
+                run_dir: run_dir.to_owned(),
+            })
+            .await;
+        match launched {
+            Ok(machine) => {
+                record.runtime = Some(Runtime { machine, network, channel });
+                Ok(guest)
+            }
+            Err(error) => {
+                report_failed_undo(record, self.backends.network.detach(&network).await);
+                report_failed_undo(record, self.backends.channel.release(&channel).await);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Waits for the agent's first answer, or for the end of the machine.
+    async fn wait_for_agent(&self, record: &WorkspaceRecord, client: &GuestClient) -> Result<(), Error> {
+        let Some(runtime) = &record.runtime else { return Err(super::engine::not_running(record, "used")) };
+        let limit = self.config.boot_timeout;
+        let ready = client.clone().with_connect_limit(limit);
+        tokio::select! {
+            answer = ready.ping() => {
+                answer.map_err(|source| Error::operation("reach the agent of", record.name.as_str(), source))
+            }
+            exited = self.backends.hypervisor.wait_exit(&runtime.machine, limit) => {
+                exited?;
+                Err(crate::hypervisor::HypervisorError::Gone { id: record.id }.into())
+            }
+        }
+    }
+
+    /// What makes this machine this machine. Fresh entropy and the present time each time it is made.
+    fn configuration(
+        &self,
+        record: &WorkspaceRecord,
+        network: NetworkConfiguration,
+    ) -> Result<Configuration, Error> {
+        let mut entropy = [0; ENTROPY_BYTES];
+        let mut filled = 0;
+        while filled < entropy.len() {
+            filled += getrandom(&mut entropy[filled..], GetRandomFlags::empty())
+                .map_err(|source| Error::operation("get entropy for", record.name.as_str(), source))?;
+        }
+        Ok(Configuration {
+            hostname: Some(guest_hostname(&record.name)),
+            machine_id: Some(record.id.as_uuid().simple().to_string()),
+            network: Some(network),
+            entropy: Some(entropy.iter().map(|byte| format!("{byte:02x}")).collect()),
+            grow_root: true,
+            ..self.present_time()
+        })
+    }
+
+    /// The present time, for a guest whose clock stood still.
+    pub(super) fn present_time(&self) -> Configuration {
+        let since_1970 = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
+        Configuration {
+            time_ns: since_1970.ok().and_then(|since| u64::try_from(since.as_nanos()).ok()),
+            ..Configuration::default()
+        }
+    }
+
+    /// A client of the agent of a machine that lives.
+    pub(super) fn client_of(&self, runtime: &Runtime) -> GuestClient {
+        GuestClient::new(Arc::clone(&self.backends.channel), runtime.channel.clone())
+    }
+
+    /// Shuts a workspace's machine down: the agent first, then the power button, then the plug. The caller holds its
+    /// lock; its record says `Stopped` when this returns, and is written.
+    pub(super) async fn shut_down(&self, record: &mut WorkspaceRecord) -> Result<(), Error> {
+        record.state = WorkspaceState::Stopping;
+        self.save(record).await?;
+        if let Some(runtime) = record.runtime.clone() {
+            let hypervisor = &self.backends.hypervisor;
+            if hypervisor.is_alive(&runtime.machine) {
+                // A paused guest cannot shut down.
+                let resumed = hypervisor.resume(&runtime.machine).await;
+                let gone = match resumed {
+                    Ok(()) => self.ask_to_power_off(record, &runtime).await,
+                    Err(error) => Err(error.into()),
+                };
+                match gone {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        tracing::warn!(workspace = %record.name, "did not shut down; pulling the plug")
+                    }
+                    Err(error) => {
+                        tracing::warn!(workspace = %record.name, error = %error.report(), "pulling the plug");
+                    }
+                }
+            }
+        }
+        self.clear_machine(record).await?;
+        record.state = WorkspaceState::Stopped;
+        self.save(record).await
+    }
+
+    /// The two polite steps of the ladder. `true` when the machine is gone.
+    async fn ask_to_power_off(&self, record: &WorkspaceRecord, runtime: &Runtime) -> Result<bool, Error> {
+        let hypervisor = &self.backends.hypervisor;
+        match self.client_of(runtime).shutdown(self.config.stop_grace).await {
+            Ok(()) => {
+                if hypervisor.wait_exit(&runtime.machine, POWER_OFF_LIMIT).await? {
+                    return Ok(true);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(workspace = %record.name, %error, "the agent did not shut down; pressing the power button");
+            }
+        }
+        hypervisor.power_button(&runtime.machine).await?;
+        Ok(hypervisor.wait_exit(&runtime.machine, POWER_BUTTON_LIMIT).await?)
+    }
+
+    /// Ends a workspace's machine, if there is one, and removes what belonged to it. The record's `runtime` is empty
+    /// afterwards; the caller writes it.
+    pub(super) async fn clear_machine(&self, record: &mut WorkspaceRecord) -> Result<(), Error> {
+        if let Some(runtime) = &record.runtime {
+            self.backends.hypervisor.kill(&runtime.machine).await?;
+            self.backends.network.detach(&runtime.network).await?;
+            self.backends.channel.release(&runtime.channel).await?;
+            record.runtime = None;
+        }
+        Ok(())
+    }
+
+    /// The end of a machine's console, for an error.
+    async fn error_log(&self, id: WorkspaceId) -> String {
+        let log =
+            self.backends.hypervisor.log_tail(&self.run_dir(id), MachineLog::Console, ERROR_LOG_BYTES).await;
+        log.map(|bytes| printable(&bytes)).unwrap_or_default()
+    }
+
+    /// Removes a machine's sockets and logs. Not there: no effect.
+    pub(super) fn remove_run_dir(&self, id: WorkspaceId) -> Result<(), Error> {
+        remove_folder(&self.run_dir(id))
+    }
+}
+
+/// Makes an empty folder that only its owner may enter, whatever was there.
+fn fresh_folder(path: &Path) -> Result<(), Error> {
+    use std::os::unix::fs::DirBuilderExt;
+    remove_folder(path)?;
+    std::fs::DirBuilder::new()
+        .mode(0o700)
+        .create(path)
+        .map_err(|source| Error::StateDir { path: path.display().to_string(), source })
+}
+
+fn remove_folder(path: &Path) -> Result<(), Error> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::StateDir { path: path.display().to_string(), source: error })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Says that something of a failed launch is left, for the failure itself is what the caller is told. Opening the state
+/// folder finds and removes it.
+fn report_failed_undo<E: std::error::Error>(record: &WorkspaceRecord, undone: Result<(), E>) {
+    if let Err(error) = undone {
+        tracing::warn!(workspace = %record.name, %error, "could not clean up after a failed launch");
+    }
+}
+
+/// What a guest printed, without what could steer a terminal.
+pub(super) fn printable(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let shown = text.chars().filter(|c| *c == '\n' || *c == '\t' || !c.is_control()).collect::<String>();
+    shown.trim().to_owned()
+}

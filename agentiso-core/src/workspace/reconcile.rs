@@ -1,0 +1,211 @@
+//! What opening a state folder puts right: whatever a killed process, a crashed machine or a restarted host left.
+//!
+//! Nothing here touches a workspace whose lock another process holds, and no process is ended unless its name says
+//! that it belongs to this state folder and its start time that it is the one that was looked at.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use uuid::Uuid;
+
+use super::engine::Engine;
+use super::info::WorkspaceState;
+use super::lock::WorkspaceLock;
+use crate::error::Error;
+use crate::storage::StorageError;
+use crate::store::WorkspaceRecord;
+use crate::types::{ProcessRef, WorkspaceId};
+
+/// Who started a stray process.
+#[derive(Clone, Copy, Debug)]
+enum StartedBy {
+    Hypervisor,
+    Network,
+}
+
+impl Engine {
+    /// Puts right what can be. What cannot is said in a warning and tried again by the next opener: one broken
+    /// workspace does not keep the others from being used.
+    pub(super) async fn reconcile(&self) -> Result<(), Error> {
+        let processes = self.named_processes().await?;
+        for row in self.records(|store| store.all()).await? {
+            match row {
+                Ok(record) => {
+                    let name = record.name.clone();
+                    if let Err(error) = self.reconcile_one(record.id, &processes).await {
+                        tracing::warn!(workspace = %name, error = %error.report(), "could not put a workspace right");
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "left a damaged record alone"),
+            }
+        }
+        self.remove_unrecorded(&processes).await
+    }
+
+    /// Puts one workspace right, unless somebody is busy with it.
+    async fn reconcile_one(
+        &self,
+        id: WorkspaceId,
+        processes: &BTreeMap<WorkspaceId, Vec<(StartedBy, ProcessRef)>>,
+    ) -> Result<(), Error> {
+        let Some(lock) = self.try_lock(*id.as_uuid())? else { return Ok(()) };
+        // Read again under the lock: it may have changed, or gone.
+        let Some(mut record) = self.records(move |store| store.get(id)).await? else {
+            lock.remove();
+            return Ok(());
+        };
+        let abandoned = record.throwaway_of.as_ref().is_some_and(|owner| !owner.is_alive());
+        let half_made = matches!(record.state, WorkspaceState::Creating | WorkspaceState::Destroying);
+        // Of a workspace that was never finished, a first start included, nothing is kept.
+        let unfinished = record.state == WorkspaceState::Starting && record.boot_time_ms.is_none();
+        if abandoned || half_made || unfinished {
+            self.kill_all(processes.get(&id)).await;
+            self.erase(&mut record).await?;
+            lock.remove();
+            return Ok(());
+        }
+        self.settle_machine(&mut record, processes).await?;
+        self.settle_snapshots(&record).await
+    }
+
+    /// A machine that is gone, or was cut off in the middle of starting or stopping, leaves a stopped workspace.
+    async fn settle_machine(
+        &self,
+        record: &mut WorkspaceRecord,
+        processes: &BTreeMap<WorkspaceId, Vec<(StartedBy, ProcessRef)>>,
+    ) -> Result<(), Error> {
+        match record.state {
+            WorkspaceState::Running | WorkspaceState::Paused if self.living(record).is_none() => {
+                record.crashed = true
+            }
+            WorkspaceState::Starting | WorkspaceState::Stopping => {}
+            WorkspaceState::Stopped if processes.contains_key(&record.id) || record.runtime.is_some() => {}
+            _ => return Ok(()),
+        }
+        self.clear_machine(record).await?;
+        self.kill_all(processes.get(&record.id)).await;
+        record.state = WorkspaceState::Stopped;
+        self.save(record).await
+    }
+
+    /// A snapshot that was begun and not finished never was.
+    async fn settle_snapshots(&self, record: &WorkspaceRecord) -> Result<(), Error> {
+        let id = record.id;
+        let machine = self.living(record).map(|runtime| runtime.machine.clone());
+        for snapshot in self.records(move |store| store.snapshots(id)).await? {
+            if !snapshot.ready {
+                self.undo_snapshot(record, snapshot.id, machine.as_ref()).await?;
+            }
+        }
+        // A restore that was cut off after the disk went back, and before the records did.
+        let kept = self.backends.storage.usage(record.disk()).await?;
+        let kept: BTreeSet<_> = kept.snapshots.into_iter().map(|(snapshot, _)| snapshot).collect();
+        for snapshot in self.records(move |store| store.snapshots(id)).await? {
+            if !kept.contains(&snapshot.id) {
+                self.records(move |store| store.remove_snapshot(snapshot.id)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what no record knows: processes, disks, bases, folders and locks, unless their lock is held.
+    async fn remove_unrecorded(
+        &self,
+        processes: &BTreeMap<WorkspaceId, Vec<(StartedBy, ProcessRef)>>,
+    ) -> Result<(), Error> {
+        let inventory = self.backends.storage.inventory().await?;
+        let catalogued = self.images.bases().await?;
+        // Read after everything that is compared with them: what is made meanwhile has a record first.
+        let recorded: BTreeSet<Uuid> =
+            self.records(|store| store.ids()).await?.into_iter().map(|id| *id.as_uuid()).collect();
+        let found = processes
+            .keys()
+            .map(|id| *id.as_uuid())
+            .chain(inventory.disks.iter().map(|disk| *disk.as_uuid()))
+            .chain(
+                inventory.bases.iter().filter(|base| !catalogued.contains(base)).map(|base| *base.as_uuid()),
+            )
+            .chain(uuids_in(&self.layout.run()))
+            .chain(uuids_in(&self.layout.locks()))
+            .filter(|id| !recorded.contains(id))
+            .collect::<BTreeSet<_>>();
+        for id in found {
+            // Held: somebody is just making it, a base image too.
+            let Some(lock) = self.try_lock(id)? else { continue };
+            if self.records(move |store| store.ids()).await?.contains(&WorkspaceId::from(id)) {
+                continue;
+            }
+            let removed = self.remove_one_unrecorded(id, processes).await;
+            match removed {
+                Ok(()) => lock.remove(),
+                Err(error) => {
+                    tracing::warn!(%id, error = %error.report(), "could not remove what no record knows")
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn remove_one_unrecorded(
+        &self,
+        id: Uuid,
+        processes: &BTreeMap<WorkspaceId, Vec<(StartedBy, ProcessRef)>>,
+    ) -> Result<(), Error> {
+        self.kill_all(processes.get(&WorkspaceId::from(id))).await;
+        self.backends.storage.destroy_disk(id.into()).await?;
+        if !self.images.bases().await?.contains(&id.into()) {
+            match self.backends.storage.delete_base(id.into()).await {
+                // An image that was made anew under its name: its disk goes with the last workspace that began from it.
+                Err(StorageError::InUse { .. }) => {}
+                other => other?,
+            }
+        }
+        self.remove_run_dir(id.into())
+    }
+
+    /// Ends whatever carries one of these workspaces in its name.
+    pub(super) async fn kill_strays(&self, ids: &[WorkspaceId]) -> Result<(), Error> {
+        let processes = self.named_processes().await?;
+        for id in ids {
+            self.kill_all(processes.get(id)).await;
+        }
+        Ok(())
+    }
+
+    async fn kill_all(&self, processes: Option<&Vec<(StartedBy, ProcessRef)>>) {
+        for (started_by, process) in processes.into_iter().flatten() {
+            let killed = match started_by {
+                StartedBy::Hypervisor => {
+                    self.backends.hypervisor.kill_process(process).await.map_err(Error::from)
+                }
+                StartedBy::Network => self.backends.network.kill_process(process).await.map_err(Error::from),
+            };
+            if let Err(error) = killed {
+                tracing::warn!(pid = process.pid, error = %error.report(), "could not end a stray process");
+            }
+        }
+    }
+
+    async fn named_processes(&self) -> Result<BTreeMap<WorkspaceId, Vec<(StartedBy, ProcessRef)>>, Error> {
+        let mut processes: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for (id, process) in self.backends.hypervisor.processes().await? {
+            processes.entry(id).or_default().push((StartedBy::Hypervisor, process));
+        }
+        for (id, process) in self.backends.network.processes().await? {
+            processes.entry(id).or_default().push((StartedBy::Network, process));
+        }
+        Ok(processes)
+    }
+
+    fn try_lock(&self, id: Uuid) -> Result<Option<WorkspaceLock>, Error> {
+        let folder = self.layout.locks();
+        WorkspaceLock::try_take(&folder, id)
+            .map_err(|source| Error::StateDir { path: folder.display().to_string(), source })
+    }
+}
+
+/// The UUIDs that files and folders in a folder are named by. What has another name is not ours to remove.
+fn uuids_in(folder: &std::path::Path) -> Vec<Uuid> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter_map(|name| Uuid::parse_str(name.strip_suffix(".lock").unwrap_or(&name)).ok()).collect()
+}

@@ -1,0 +1,287 @@
+//! Snapshots of disks: take, list, restore, delete.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::create::dependent_names;
+use super::engine::{Engine, now};
+use super::info::{RestoreReport, SnapshotInfo, WorkspaceState};
+use super::spec::{MAX_SNAPSHOTS, SnapshotSpec};
+use crate::error::Error;
+use crate::hypervisor::Machine;
+use crate::storage::{Outcome, PendingSnapshot};
+use crate::store::{SnapshotRecord, WorkspaceRecord};
+use crate::types::{SnapshotId, SnapshotName, WorkspaceId};
+
+impl Engine {
+    pub(super) async fn snapshot(
+        self: &Arc<Self>,
+        id: WorkspaceId,
+        spec: SnapshotSpec,
+    ) -> Result<SnapshotInfo, Error> {
+        self.locked(id, move |engine, record| {
+            Box::pin(async move {
+                let visible = engine.visible_snapshots(id).await?;
+                let workspace = record.name.to_string();
+                if visible.iter().any(|snapshot| snapshot.name == spec.name.as_str()) {
+                    return Err(Error::SnapshotExists { workspace, snapshot: spec.name.to_string() });
+                }
+                if visible.len() >= MAX_SNAPSHOTS {
+                    return Err(Error::TooManySnapshots { workspace, max: MAX_SNAPSHOTS });
+                }
+                let taken = engine
+                    .take_snapshot(record, spec.name.as_str(), Visibility::Listed, spec.crash_consistent)
+                    .await?;
+                Ok(engine.snapshot_info(record, taken).await)
+            })
+        })
+        .await
+    }
+
+    /// Takes a snapshot of a workspace's disk, in use or not. The caller holds the lock and has checked the name.
+    ///
+    /// On failure the workspace goes on as it was.
+    pub(super) async fn take_snapshot(
+        &self,
+        record: &WorkspaceRecord,
+        name: &str,
+        visibility: Visibility,
+        crash_consistent: bool,
+    ) -> Result<SnapshotRecord, Error> {
+        let machine = self.living(record).map(|runtime| runtime.machine.clone());
+        let mut flushed = machine.is_none();
+        if let Some(runtime) = self.living(record).filter(|_| !crash_consistent) {
+            if record.state == WorkspaceState::Paused {
+                return Err(Error::WrongState {
+                    workspace: record.name.to_string(),
+                    state: WorkspaceState::Paused,
+                    operation: "snapshotted",
+                    remedy: "resume it, or take a crash-consistent snapshot".to_owned(),
+                });
+            }
+            self.client_of(runtime).sync().await.map_err(|source| Error::NotFlushed {
+                workspace: record.name.to_string(),
+                source: Box::new(source),
+            })?;
+            flushed = true;
+        }
+        let snapshot = SnapshotRecord {
+            id: SnapshotId::random(),
+            workspace: record.id,
+            name: name.to_owned(),
+            created_at: now(),
+            ready: false,
+            hidden: visibility == Visibility::Hidden,
+            crash_consistent: !flushed,
+        };
+        let row = snapshot.clone();
+        self.records(move |store| store.insert_snapshot(&row)).await?;
+        match self.freeze_disk(record, &snapshot, machine.as_ref()).await {
+            Ok(()) => {
+                let id = snapshot.id;
+                self.records(move |store| store.snapshot_ready(id)).await?;
+                Ok(SnapshotRecord { ready: true, ..snapshot })
+            }
+            Err(error) => {
+                let undone = self.undo_snapshot(record, snapshot.id, machine.as_ref()).await;
+                Err(match undone {
+                    Ok(()) => error,
+                    Err(undo) => Error::Undo {
+                        workspace: record.name.to_string(),
+                        undo: undo.report(),
+                        source: Box::new(error),
+                    },
+                })
+            }
+        }
+    }
+
+    async fn freeze_disk(
+        &self,
+        record: &WorkspaceRecord,
+        snapshot: &SnapshotRecord,
+        machine: Option<&Machine>,
+    ) -> Result<(), Error> {
+        let (storage, disk) = (&self.backends.storage, record.disk());
+        match (storage.begin_snapshot(disk, snapshot.id).await?, machine) {
+            (PendingSnapshot::Pivot { to }, Some(machine)) => {
+                self.backends.hypervisor.pivot_disk(machine, &to).await?;
+                storage.finish_snapshot(disk, snapshot.id, Outcome::Commit).await?;
+            }
+            (PendingSnapshot::Instant, Some(machine)) => {
+                let was_running = record.state == WorkspaceState::Running;
+                self.backends.hypervisor.pause(machine).await?;
+                let finished = storage.finish_snapshot(disk, snapshot.id, Outcome::Commit).await;
+                if was_running {
+                    self.backends.hypervisor.resume(machine).await?;
+                }
+                finished?;
+            }
+            (_, None) => storage.finish_snapshot(disk, snapshot.id, Outcome::Commit).await?,
+        }
+        Ok(())
+    }
+
+    /// Undoes a snapshot that was begun, wherever it stopped: the machine alone knows whether it has moved to the new
+    /// layer. The caller holds the lock.
+    pub(super) async fn undo_snapshot(
+        &self,
+        record: &WorkspaceRecord,
+        snapshot: SnapshotId,
+        machine: Option<&Machine>,
+    ) -> Result<(), Error> {
+        let (storage, disk) = (&self.backends.storage, record.disk());
+        let pending = storage.inventory().await?.pending;
+        if let Some((_, _, layer)) =
+            pending.into_iter().find(|(owner, id, _)| (*owner, *id) == (disk, snapshot))
+        {
+            let outcome = match (machine, layer) {
+                (Some(machine), Some(layer))
+                    if self.backends.hypervisor.active_layer(machine).await? != layer =>
+                {
+                    Outcome::Abort
+                }
+                (Some(_), None) => Outcome::Abort,
+                // Moved there, or nobody is left who could tell: the new layer holds what was written since, if
+                // anything, so keeping both is right either way.
+                _ => Outcome::Commit,
+            };
+            storage.finish_snapshot(disk, snapshot, outcome).await?;
+        }
+        storage.delete_snapshot(disk, snapshot).await?;
+        self.records(move |store| store.remove_snapshot(snapshot)).await
+    }
+
+    /// The snapshots that users see, oldest first.
+    pub(super) async fn visible_snapshots(&self, id: WorkspaceId) -> Result<Vec<SnapshotRecord>, Error> {
+        let mut snapshots = self.records(move |store| store.snapshots(id)).await?;
+        snapshots.retain(|snapshot| !snapshot.hidden && snapshot.ready);
+        Ok(snapshots)
+    }
+
+    /// A snapshot by its name.
+    pub(super) async fn find_snapshot(
+        &self,
+        record: &WorkspaceRecord,
+        name: &SnapshotName,
+    ) -> Result<SnapshotRecord, Error> {
+        self.visible_snapshots(record.id)
+            .await?
+            .into_iter()
+            .find(|snapshot| snapshot.name == name.as_str())
+            .ok_or_else(|| Error::NoSuchSnapshot {
+                workspace: record.name.to_string(),
+                snapshot: name.to_string(),
+            })
+    }
+
+    /// A workspace's snapshots with their sizes, oldest first.
+    pub(super) async fn snapshot_infos(
+        &self,
+        id: WorkspaceId,
+        sizes: &BTreeMap<SnapshotId, u64>,
+    ) -> Result<Vec<SnapshotInfo>, Error> {
+        Ok(self.visible_snapshots(id).await?.into_iter().map(|snapshot| describe(snapshot, sizes)).collect())
+    }
+
+    async fn snapshot_info(&self, record: &WorkspaceRecord, snapshot: SnapshotRecord) -> SnapshotInfo {
+        let usage = self.backends.storage.usage(record.disk()).await.unwrap_or_default();
+        describe(snapshot, &usage.snapshots.into_iter().collect())
+    }
+
+    pub(super) async fn restore(
+        self: &Arc<Self>,
+        id: WorkspaceId,
+        name: SnapshotName,
+    ) -> Result<RestoreReport, Error> {
+        self.locked(id, move |engine, record| {
+            Box::pin(async move {
+                let snapshot = engine.find_snapshot(record, &name).await?;
+                let (state, _) = engine.present_state(record);
+                // What it holds is given up anyway: no need for it to shut down first.
+                engine.clear_machine(record).await?;
+                record.state = WorkspaceState::Stopped;
+                engine.save(record).await?;
+                let removed = engine.backends.storage.rollback(record.disk(), snapshot.id).await?;
+                let mut removed_snapshots = Vec::new();
+                for old in engine.records(move |store| store.snapshots(id)).await? {
+                    if removed.contains(&old.id) {
+                        engine.records(move |store| store.remove_snapshot(old.id)).await?;
+                        if !old.hidden {
+                            removed_snapshots.push(old.name);
+                        }
+                    }
+                }
+                if matches!(state, WorkspaceState::Running | WorkspaceState::Paused) {
+                    engine.boot(record).await?;
+                }
+                Ok(RestoreReport { restored: name.to_string(), removed_snapshots, state: record.state })
+            })
+        })
+        .await
+    }
+
+    pub(super) async fn delete_snapshot(
+        self: &Arc<Self>,
+        id: WorkspaceId,
+        name: SnapshotName,
+    ) -> Result<(), Error> {
+        self.locked(id, move |engine, record| {
+            Box::pin(async move {
+                let snapshot = engine.find_snapshot(record, &name).await?;
+                if let Err(error) = engine.backends.storage.delete_snapshot(record.disk(), snapshot.id).await
+                {
+                    return Err(match dependent_names(engine, &error).await {
+                        Some(dependents) => Error::SnapshotInUse {
+                            workspace: record.name.to_string(),
+                            snapshot: name.to_string(),
+                            dependents,
+                        },
+                        None => error.into(),
+                    });
+                }
+                engine.records(move |store| store.remove_snapshot(snapshot.id)).await
+            })
+        })
+        .await
+    }
+
+    /// Removes the hidden snapshots of a workspace that no fork needs any more, if nobody is busy with it. What stays
+    /// is tried again when the next fork goes.
+    pub(super) async fn drop_hidden_snapshots(&self, id: WorkspaceId) {
+        let Ok(Some(lock)) = super::lock::WorkspaceLock::try_take(&self.layout.locks(), *id.as_uuid()) else {
+            return;
+        };
+        let Ok(record) = self.record(id).await else {
+            lock.remove();
+            return;
+        };
+        let Ok(snapshots) = self.records(move |store| store.snapshots(id)).await else { return };
+        for snapshot in snapshots.into_iter().filter(|snapshot| snapshot.hidden) {
+            if self.backends.storage.delete_snapshot(record.disk(), snapshot.id).await.is_ok()
+                && let Err(error) = self.records(move |store| store.remove_snapshot(snapshot.id)).await
+            {
+                tracing::warn!(workspace = %record.name, %error, "could not forget a hidden snapshot");
+            }
+        }
+    }
+}
+
+/// Whether users see a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Visibility {
+    /// They do.
+    Listed,
+    /// It only serves a fork.
+    Hidden,
+}
+
+fn describe(snapshot: SnapshotRecord, sizes: &BTreeMap<SnapshotId, u64>) -> SnapshotInfo {
+    SnapshotInfo {
+        snapshot_id: snapshot.id,
+        size_bytes: sizes.get(&snapshot.id).copied().unwrap_or_default(),
+        name: snapshot.name,
+        created_at: snapshot.created_at,
+        memory: false,
+        crash_consistent: snapshot.crash_consistent,
+    }
+}

@@ -1,0 +1,128 @@
+//! State folders for tests. The image is made once, in a seed; each run gets a folder of its own that shares the seed's
+//! unchanging files by hard links.
+
+use std::{
+    fs,
+    hash::{DefaultHasher, Hash, Hasher},
+    io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::build::Built;
+use crate::run::{self, Done};
+
+/// What of a state folder never changes once it is made. The rest (records, sockets, locks) is each folder's own.
+const SHARED: [&str; 3] = ["lib", "images", "disks/bases"];
+
+/// What the image in the seed depends on beside the kernel's modules.
+const IMAGE_SOURCES: [&str; 3] = ["debian.rs", "disk.rs", "builder.rs"];
+
+/// The state folder that holds the Debian image for all tests.
+pub(crate) struct Seed {
+    folder: PathBuf,
+}
+
+impl Seed {
+    /// Fills it: kernel, agent, image. What is there and made from the same is kept.
+    pub(crate) fn prepare(built: &Built, work: &Path) -> Done<Self> {
+        let folder = work.join("seed");
+        private_folder(&folder)?;
+        let agentiso = || {
+            let mut command = built.agentiso();
+            // mmdebstrap works as another user, who may not be able to enter ours.
+            command.env("AGENTISO_HOME", &folder).env_remove("TMPDIR");
+            command
+        };
+        run::run(agentiso().arg("init"))?;
+        let key = key(&folder)?;
+        let key_file = work.join("seed.key");
+        let is_fresh = fs::read_to_string(&key_file).is_ok_and(|present| present == key)
+            && run::succeeds(agentiso().args(["image", "info", "debian"]));
+        if is_fresh {
+            println!("the image in {} is up to date", folder.display());
+        } else {
+            run::run(agentiso().args(["image", "build", "debian"]))?;
+            fs::write(&key_file, key).map_err(run::at("write", &key_file))?;
+        }
+        Ok(Self { folder })
+    }
+
+    /// Tells tests where it is.
+    pub(crate) fn show_to(&self, command: &mut Command) {
+        command.env("AGENTISO_TEST_SEED", &self.folder);
+    }
+
+    /// Makes a state folder with what the seed holds.
+    pub(crate) fn clone_to(&self, home: &Path) -> Done {
+        private_folder(home)?;
+        for part in SHARED {
+            let from = self.folder.join(part);
+            if from.is_dir() {
+                link_all(&from, &home.join(part)).map_err(run::at("link the test image into", home))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn private_folder(path: &Path) -> Done {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(run::at("create", path))
+}
+
+/// Changes when the image in the seed should be made again.
+fn key(seed: &Path) -> Done<String> {
+    let mut hasher = DefaultHasher::new();
+    let manifest = seed.join("lib/manifest.json");
+    let text = fs::read_to_string(&manifest).map_err(run::at("read", &manifest))?;
+    // The digest of the modules is on the lines after their name.
+    text.split_once("\"modules.tar\"")
+        .map_or("", |(_, rest)| rest.split('}').next().unwrap_or_default())
+        .hash(&mut hasher);
+    let sources = run::repository()?.join("agentiso-core/src/image");
+    for source in IMAGE_SOURCES {
+        let path = sources.join(source);
+        fs::read(&path).map_err(run::at("read", &path))?.hash(&mut hasher);
+    }
+    Ok(format!("{:016x}\n", hasher.finish()))
+}
+
+fn link_all(from: &Path, to: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            link_all(&entry.path(), &target)?;
+        } else {
+            fs::hard_link(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clone_shares_what_never_changes_and_nothing_else() {
+        let work = std::env::temp_dir().join(format!("xtask-homes-{}", std::process::id()));
+        let seed = Seed { folder: work.join("seed") };
+        for folder in ["lib", "images", "disks/bases", "disks/layers"] {
+            fs::create_dir_all(seed.folder.join(folder)).unwrap();
+            fs::write(seed.folder.join(folder).join("file"), folder).unwrap();
+        }
+        fs::write(seed.folder.join("agentiso.db"), "records").unwrap();
+        let home = work.join("home");
+
+        seed.clone_to(&home).unwrap();
+
+        let exists = |path: &str| home.join(path).exists();
+        let shared = ["lib/file", "images/file", "disks/bases/file"].map(exists);
+        let own = ["disks/layers", "agentiso.db"].map(exists);
+        fs::remove_dir_all(&work).unwrap();
+        assert_eq!((shared, own), ([true; 3], [false; 2]));
+    }
+}

@@ -1,0 +1,201 @@
+//! Running other programs.
+
+use std::{
+    ffi::OsStr,
+    fmt,
+    fs::File,
+    io::{BufRead, BufReader, Write},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+/// Why a task failed, for people.
+#[derive(Debug)]
+pub(crate) struct Failure(String);
+
+impl Failure {
+    pub(crate) fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+pub(crate) type Done<T = ()> = Result<T, Failure>;
+
+/// Names what was being done with a file in an error of the system.
+pub(crate) fn at<'a>(operation: &'a str, path: &'a Path) -> impl Fn(std::io::Error) -> Failure + 'a {
+    move |error| Failure::new(format!("could not {operation} {}: {error}", path.display()))
+}
+
+/// The folder of this repository.
+pub(crate) fn repository() -> Done<PathBuf> {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.parent().map(Path::to_owned).ok_or_else(|| Failure::new("xtask is not in a repository"))
+}
+
+/// The folder that cargo builds into.
+pub(crate) fn target_folder() -> Done<PathBuf> {
+    const KEY: &str = "\"target_directory\":\"";
+    let metadata = output(cargo().args(["metadata", "--no-deps", "--offline", "--format-version=1"]))?;
+    let after = metadata.split_once(KEY).map(|(_, rest)| rest);
+    let folder = after.and_then(|rest| rest.split_once('"')).map(|(folder, _)| folder);
+    folder.map(PathBuf::from).ok_or_else(|| Failure::new("cargo metadata names no target directory"))
+}
+
+/// The cargo that runs this, in the repository.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")));
+    // What cargo sets for us is not for those that we start.
+    for (name, _) in std::env::vars_os() {
+        let passes_on =
+            name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name == "CARGO_MANIFEST_DIR");
+        if passes_on {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// As people would type it.
+pub(crate) fn shown(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(quoted).collect::<Vec<_>>().join(" ")
+}
+
+fn quoted(word: &OsStr) -> String {
+    let word = word.to_string_lossy();
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        word.into_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+/// Runs a program with our output, and says what it is.
+pub(crate) fn run(command: &mut Command) -> Done {
+    println!("+ {}", shown(command));
+    let status = command.stdin(Stdio::null()).status();
+    let status =
+        status.map_err(|error| Failure::new(format!("could not run {}: {error}", shown(command))))?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(Failure::new(format!("{} ended with {status}", shown(command))))
+    }
+}
+
+/// Runs a program that only answers a question.
+pub(crate) fn output(command: &mut Command) -> Done<String> {
+    let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
+    let output =
+        output.map_err(|error| Failure::new(format!("could not run {}: {error}", shown(command))))?;
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    } else {
+        Err(Failure::new(format!("{} ended with {}", shown(command), output.status)))
+    }
+}
+
+/// Whether a program is found and ends with success. It prints nothing.
+pub(crate) fn succeeds(command: &mut Command) -> bool {
+    let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    quiet.status().is_ok_and(|status| status.success())
+}
+
+/// Lines of the log that are shown when a logged program fails.
+const SHOWN_LOG_LINES: usize = 400;
+
+/// Runs a program whose output goes to a log file; `see` gets each line and says whether it is worth showing at once.
+/// If it fails, the end of the log is shown.
+pub(crate) fn run_logged(command: &mut Command, log: &Path, mut see: impl FnMut(&str) -> bool) -> Done {
+    println!("+ {}", shown(command));
+    let failed = |error| Failure::new(format!("could not run {}: {error}", shown(command)));
+    let (reader, writer) = std::io::pipe().map_err(failed)?;
+    let second = writer.try_clone().map_err(failed)?;
+    let name = shown(command);
+    let failed = |error| Failure::new(format!("could not run {name}: {error}"));
+    let child = command.stdin(Stdio::null()).stdout(writer).stderr(second).spawn();
+    let mut child = child.map_err(failed)?;
+    // Our copies of the pipe's end would keep it open for ever.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut file = File::create(log).map_err(at("write", log))?;
+    let mut last = std::collections::VecDeque::new();
+    let mut reader = BufReader::new(reader);
+    let mut line = Vec::new();
+    while reader.read_until(b'\n', &mut line).map_err(failed)? > 0 {
+        file.write_all(&line).map_err(at("write", log))?;
+        let text = without_colors(&String::from_utf8_lossy(&line));
+        if see(&text) {
+            println!("{text}");
+        }
+        last.push_back(text);
+        if last.len() > SHOWN_LOG_LINES {
+            last.pop_front();
+        }
+        line.clear();
+    }
+    let status = child.wait().map_err(failed)?;
+    if status.success() {
+        return Ok(());
+    }
+    println!("--- the last {} lines of {}", last.len(), log.display());
+    for line in last {
+        println!("{line}");
+    }
+    println!("---");
+    Err(Failure::new(format!("{name} ended with {status}")))
+}
+
+fn without_colors(line: &str) -> String {
+    let mut plain = String::new();
+    let mut characters = line.trim_end().chars();
+    while let Some(c) = characters.next() {
+        if c == '\u{1b}' {
+            // ESC [ ... letter
+            let _ = characters.by_ref().find(char::is_ascii_alphabetic);
+        } else {
+            plain.push(c);
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_shown_as_they_would_be_typed() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo 'a b'", ""]);
+        assert_eq!(shown(&command), r"sh -c 'echo '\''a b'\''' ''");
+    }
+
+    #[test]
+    fn colors_are_taken_out_of_lines() {
+        assert_eq!(without_colors("\u{1b}[32;1m  PASS\u{1b}[0m x\n"), "  PASS x");
+    }
+
+    #[test]
+    fn logged_program_is_seen_line_by_line_and_its_failure_is_one() {
+        let log = std::env::temp_dir().join(format!("xtask-test-{}.log", std::process::id()));
+        let mut lines = Vec::new();
+        let mut command = Command::new("sh");
+        let done = run_logged(command.args(["-c", "echo one; echo two >&2; exit 3"]), &log, |line| {
+            lines.push(line.to_owned());
+            false
+        });
+        let written = std::fs::read_to_string(&log).unwrap();
+        std::fs::remove_file(&log).unwrap();
+        assert!(done.unwrap_err().to_string().contains("exit status: 3"));
+        assert_eq!(lines, ["one", "two"]);
+        assert_eq!(written, "one\ntwo\n");
+    }
+}
