@@ -3,7 +3,7 @@
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
-use crate::hello::{Hello, NONCE_BYTES, Nonce, ends_with_hello};
+use crate::hello::{Hello, NONCE_BYTES, Nonce, ends_with_hello, is_like_hello};
 use crate::limits::{MAX_MESSAGE_SIZE, MAX_PAYLOAD_SIZE};
 
 /// Room that a decoder keeps for the next message when it has given out the last, in bytes.
@@ -42,6 +42,12 @@ impl<M: Message> Message for OrHello<M> {
     }
 
     fn from_json(body: &[u8]) -> Result<Self, serde_json::Error> {
+        // The likely one first: an attempt in vain costs time. A hello from another writer may have other field order.
+        if is_like_hello(body)
+            && let Ok(hello) = serde_json::from_slice(body)
+        {
+            return Ok(Self::Hello(hello));
+        }
         M::from_json(body)
             .map(Self::Message)
             .or_else(|error| serde_json::from_slice(body).map(Self::Hello).map_err(|_| error))

@@ -32,7 +32,14 @@ impl Nonce {
 
     /// 32 lower-case hexadecimal digits.
     pub fn to_hex(self) -> String {
-        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let digit = |value: u8| char::from(DIGITS[usize::from(value)]);
+        let mut text = String::with_capacity(2 * NONCE_BYTES);
+        for byte in self.0 {
+            text.push(digit(byte >> 4));
+            text.push(digit(byte & 0xf));
+        }
+        text
     }
 
     /// Reads 32 lower-case hexadecimal digits; anything else is `None`.
@@ -234,7 +241,12 @@ pub fn ends_with_hello(bytes: &[u8]) -> bool {
 
 /// Whether `bytes` begin with what looks like a hello and its length.
 pub fn begins_with_hello(bytes: &[u8]) -> bool {
-    bytes.get(LENGTH_BYTES..).is_some_and(|body| body.starts_with(HELLO_PATTERN))
+    bytes.get(LENGTH_BYTES..).is_some_and(is_like_hello)
+}
+
+/// Whether the JSON of a message begins as a hello does.
+pub(crate) fn is_like_hello(body: &[u8]) -> bool {
+    body.starts_with(HELLO_PATTERN)
 }
 
 /// The length in front of the message that begins at `start`, if there is room for one.

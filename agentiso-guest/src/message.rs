@@ -46,8 +46,9 @@ pub enum Request {
         /// Answers "still running" after this many milliseconds.
         timeout_ms: Option<u64>,
     },
-    /// Streams a running job as [`Request::Exec`] does, beginning with the output kept. Losing the connection
-    /// leaves the job alone.
+    /// Streams a job as [`Request::Exec`] does, beginning with the output kept, to its end. Takes [`Input::Signal`]
+    /// meanwhile. What comes faster than it is read, by more than is kept, is left out. Losing the connection leaves
+    /// the job alone.
     JobAttach {
         /// Which.
         job: u64,
@@ -105,13 +106,15 @@ pub enum Request {
         follow: bool,
     },
     /// Unpacks a tar stream below a folder: [`Input::Data`], [`Input::End`], answered by [`Reply::Done`].
-    /// No entry is written outside the folder.
+    /// No entry is written outside the folder. Entries unpacked before a failure stay.
     ArchiveWrite {
         /// Absolute path of the folder; made if missing.
         path: String,
         /// How the stream is packed.
         compression: Compression,
-        /// Keep the owner, device nodes and extended attributes of the entries (images); otherwise all belongs to root.
+        /// Keep owners, device nodes, set-user and set-group bits and extended attributes of the entries, and leave out
+        /// what lies below a mount point of the folder (images). Otherwise all belongs to root, and a device node is
+        /// an error.
         preserve: bool,
     },
     /// Sets environment variables for every later command, in guest memory only; `None` removes one.
@@ -125,7 +128,8 @@ pub enum Request {
     /// Gives the machine its identity. All of it is in force when [`Reply::Done`] comes; anything that failed is an
     /// error that names it.
     Configure(Box<Configuration>),
-    /// Freezes user processes (the agent's own cgroup excepted). [`Reply::Done`] when all are frozen.
+    /// Freezes user processes (the agent's own cgroup excepted). [`Reply::Done`] when all are frozen. Until
+    /// [`Request::Thaw`] no command can be started. A lost connection thaws.
     Freeze {
         /// Gives up, thaws and answers an error after this many milliseconds.
         timeout_ms: u64,
@@ -135,7 +139,7 @@ pub enum Request {
     /// Writes all dirty file system data to the disk. [`Reply::Done`].
     Sync,
     /// Ends user processes (SIGTERM, then SIGKILL), unmounts, flushes, powers off. [`Reply::Done`] comes before the
-    /// power goes; the machine then disappears.
+    /// power goes; the machine then disappears. An agent that serves a unix socket of its system refuses.
     Shutdown {
         /// How long user processes have between SIGTERM and SIGKILL, in milliseconds.
         grace_ms: u64,

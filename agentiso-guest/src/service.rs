@@ -19,6 +19,11 @@ use crate::sys::signal;
 /// Programs that end a system in its own way; the first that is there is taken.
 const POWER_OFF: [&str; 3] = ["/sbin/poweroff", "/usr/sbin/poweroff", "/bin/poweroff"];
 
+/// Longest wait that a request can ask for.
+const MAX_GRACE: Duration = Duration::from_secs(3600);
+/// How long killed processes have to be gone.
+const KILL_LIMIT: Duration = Duration::from_secs(2);
+
 /// A socket file that disappears with the agent.
 struct SocketFile(PathBuf);
 
@@ -82,15 +87,19 @@ fn end_group(group: &UserGroup, grace: Duration) {
             let _ = rustix::process::kill_process(process, rustix::process::Signal::TERM);
         }
     }
-    let deadline = Instant::now() + grace;
-    if let Ok(events) = group.events() {
-        while events.is_populated().unwrap_or(false) && Instant::now() < deadline {
-            let mut fds = [PollFd::new(&events, PollFlags::PRI)];
-            let _ = poll(&mut fds, Some(&timeout_until(Some(deadline))));
-        }
-    }
+    wait_until_empty(group, grace);
     let _ = group.kill();
+    wait_until_empty(group, KILL_LIMIT);
     group.remove();
+}
+
+fn wait_until_empty(group: &UserGroup, limit: Duration) {
+    let Ok(events) = group.events() else { return };
+    let deadline = Instant::now() + limit.min(MAX_GRACE);
+    while events.is_populated().unwrap_or(false) && Instant::now() < deadline {
+        let mut fds = [PollFd::new(&events, PollFlags::PRI)];
+        let _ = poll(&mut fds, Some(&timeout_until(Some(deadline))));
+    }
 }
 
 /// Ends the system in its own way; where it has none, directly.

@@ -49,14 +49,14 @@ pub(crate) fn run(
     connection.send(&Reply::Started { pid: child.pid.as_raw_nonzero().get().unsigned_abs() });
     match streams.run(connection, &child, deadline) {
         Ok(exit) => {
-            for pipe in streams.into_outputs() {
+            for pipe in streams.into_survivors() {
                 agent.keeper.drain(pipe);
             }
             Ok(Reply::Exited { exit })
         }
         Err(lost) => {
             // Dropping a terminal hangs up whoever is on it as well.
-            for pipe in streams.into_outputs() {
+            for pipe in streams.into_survivors() {
                 agent.keeper.drain(pipe);
             }
             agent.keeper.hang_up(child, Duration::from_millis(HANGUP_GRACE_MS));

@@ -76,10 +76,12 @@ impl Streams {
         Self { is_terminal: true, takes_input, ..Self::of_pipes(None, [Some(output), None]) }
     }
 
-    /// The pipes that the command's children may still write to; a terminal is closed instead.
-    pub(super) fn into_outputs(self) -> impl Iterator<Item = OwnedFd> {
+    /// The pipes that children of the command still have open; a terminal is closed instead.
+    pub(super) fn into_survivors(self) -> impl Iterator<Item = OwnedFd> {
         let outputs = if self.is_terminal { [None, None] } else { self.outputs };
-        outputs.into_iter().flatten().map(|output| output.fd)
+        // What the command printed has been read. A byte that comes now is a child's, and not kept.
+        let has_writer = |pipe: &OwnedFd| !matches!(rustix::io::read(pipe, &mut [0; 1][..]), Ok(0));
+        outputs.into_iter().flatten().map(|output| output.fd).filter(has_writer)
     }
 
     /// Streams until the command has ended and what it had printed by then is queued. At the deadline its process group

@@ -25,6 +25,7 @@ const USER_GROUP: &str = "/sys/fs/cgroup/user";
 pub(crate) fn run() -> ExitCode {
     if let Err(error) = live() {
         say(&format!("cannot go on: {error}"));
+        shutdown::unmount_all();
         shutdown::power_off();
     }
     ExitCode::FAILURE

@@ -57,7 +57,7 @@ fn wait_until_empty(events: Option<&GroupEvents>, limit: Duration) {
 }
 
 /// Unmounts what was mounted on disks, last first, and makes the root read-only, which flushes it.
-fn unmount_all() {
+pub(super) fn unmount_all() {
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     for line in mounts.lines().rev() {
         let mut fields = line.split(' ').skip(1);

@@ -11,8 +11,13 @@ use agentiso_guest::message::{Input, Reply, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::io::Errno;
 
-/// Bytes read at once. A virtio-serial port gives at most a page.
-const READ_BYTES: usize = 32 * 1024;
+/// Bytes read at once from a socket.
+const SOCKET_READ_BYTES: usize = 32 * 1024;
+/// Bytes read at once from a virtio-serial port, which never gives more than a page.
+const PORT_READ_BYTES: usize = 4096;
+
+/// Largest buffer that an idle connection keeps, in bytes.
+const KEPT_BYTES: usize = 8 * 1024;
 
 /// Output waiting for the host from which on producers of output pause, in bytes.
 pub(crate) const OUTPUT_LIMIT: usize = 128 * 1024;
@@ -53,7 +58,7 @@ pub(crate) enum Lost {
 /// and always.
 #[derive(Debug)]
 struct Port {
-    /// An epoll that reports each change once: a host comes, goes, sends, takes.
+    /// An epoll that reports each change once: a host goes, or sends.
     changes: OwnedFd,
     /// Since when no host is connected, as far as the guest knows.
     without_host_since: Option<Instant>,
@@ -83,7 +88,9 @@ impl Connection {
     /// The system is out of descriptors.
     pub(super) fn on_port(fd: OwnedFd) -> Result<Self, Errno> {
         let changes = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let events = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
+        // Not that there is room for output: that would wake the thread after each reply. A host that came is noticed
+        // by what it sends, or when the grace is over.
+        let events = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(&changes, &fd, epoll::EventData::new_u64(0), events)?;
         let mut connection = Self::on_socket(fd);
         connection.port = Some(Port { changes, without_host_since: None });
@@ -121,10 +128,14 @@ impl Connection {
         self.note_host();
     }
 
-    /// Gives memory back; for a connection with nothing to do.
+    /// Gives memory back; for a connection with nothing to do. Small buffers stay for the next operation.
     pub(super) fn release_buffers(&mut self) {
-        self.scratch = Vec::new();
-        self.out = Vec::new();
+        for buffer in [&mut self.scratch, &mut self.out] {
+            if buffer.capacity() > KEPT_BYTES {
+                *buffer = Vec::new();
+            }
+        }
+        self.out.clear();
         self.written = 0;
     }
 
@@ -426,7 +437,8 @@ impl Connection {
 
     /// Reads once into the scratch buffer: how many bytes, 0 at the end, `None` if there is nothing now.
     pub(super) fn read_raw(&mut self) -> Result<Option<usize>, Errno> {
-        self.scratch.resize(READ_BYTES, 0);
+        let most = if self.is_port() { PORT_READ_BYTES } else { SOCKET_READ_BYTES };
+        self.scratch.resize(most, 0);
         match rustix::io::read(&self.fd, &mut self.scratch[..]) {
             Ok(count) => {
                 self.last_input = Instant::now();
