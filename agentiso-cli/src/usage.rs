@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, process::ExitCode};
 
-use agentiso_core::EngineErrorKind;
+use agentiso_core::ErrorKind;
 use clap::{
     CommandFactory,
     error::{ContextKind, ContextValue, ErrorKind as ClapErrorKind},

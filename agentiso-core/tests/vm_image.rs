@@ -1,4 +1,5 @@
 //! Base images on real machines. `cargo xtask test` prepares the state folder; without one the tests say so.
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
 
 use std::{path::PathBuf, sync::Arc};
 
