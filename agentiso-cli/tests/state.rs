@@ -40,7 +40,7 @@ fn state_folder_that_others_may_enter_is_refused() {
 
 #[test]
 fn missing_qemu_is_named_with_the_remedy() {
-    let cli = Cli::without_machines();
+    let cli = Cli::new();
 
     let ended = common::Ended::from(
         cli.command(&["ls", "--json"]).env("AGENTISO_QEMU", "/no/such/qemu").output().unwrap(),
@@ -51,16 +51,8 @@ fn missing_qemu_is_named_with_the_remedy() {
 }
 
 #[test]
-fn missing_companion_program_is_named_with_the_remedy() {
-    let ended = Cli::new().run(&["ls"]);
-
-    assert_eq!(ended.status, 1);
-    assert!(ended.stderr.contains("agentiso-shim") && ended.stderr.contains("agentiso init"), "{ended:?}");
-}
-
-#[test]
 fn new_state_folder_has_no_workspaces() {
-    let cli = Cli::without_machines();
+    let cli = Cli::new();
 
     let json = cli.ok(&["ls", "--json"]);
     let text = cli.ok(&["ls"]);
@@ -73,7 +65,7 @@ fn new_state_folder_has_no_workspaces() {
 
 #[test]
 fn unknown_workspace_is_an_error_in_every_command() {
-    let cli = Cli::without_machines();
+    let cli = Cli::new();
     for (line, status) in [
         (&["info", "nobody"][..], 1),
         (&["start", "nobody"], 1),
@@ -107,7 +99,7 @@ fn unknown_workspace_is_an_error_in_every_command() {
 
 #[test]
 fn all_workspaces_to_remove_are_tried() {
-    let ended = Cli::without_machines().run(&["rm", "-f", "one", "two"]);
+    let ended = Cli::new().run(&["rm", "-f", "one", "two"]);
 
     assert_eq!((ended.status, ended.stdout.as_str()), (1, ""));
     assert!(
@@ -118,7 +110,7 @@ fn all_workspaces_to_remove_are_tried() {
 
 #[test]
 fn unknown_image_is_an_error_and_leaves_nothing() {
-    let cli = Cli::without_machines();
+    let cli = Cli::new();
 
     let created = cli.run(&["create", "--json", "--image", "nothing", "w"]);
     let ran = cli.run(&["run", "--image", "nothing", "true"]);
@@ -133,7 +125,7 @@ fn unknown_image_is_an_error_and_leaves_nothing() {
 
 #[test]
 fn copy_without_a_workspace_or_between_two_is_refused() {
-    let cli = Cli::without_machines();
+    let cli = Cli::new();
     for line in [["cp", "/etc/hosts", "/tmp"], ["cp", "a:/x", "b:/y"], ["cp", "-", "-"]] {
         let ended = cli.run(&line);
 
@@ -144,7 +136,7 @@ fn copy_without_a_workspace_or_between_two_is_refused() {
 
 #[test]
 fn prune_does_not_remove_without_being_sure() {
-    let cli = Cli::without_machines();
+    let cli = Cli::new();
 
     let refused = cli.run(&["prune"]);
     let planned: Value = serde_json::from_str(&cli.ok(&["prune", "--dry-run", "--json"])).unwrap();
@@ -157,7 +149,7 @@ fn prune_does_not_remove_without_being_sure() {
 
 #[test]
 fn terminal_and_json_exclude_each_other() {
-    let ended = Cli::without_machines().run(&["exec", "--json", "-t", "w", "true"]);
+    let ended = Cli::new().run(&["exec", "--json", "-t", "w", "true"]);
 
     assert_eq!(ended.status, 125);
     assert_eq!(ended.error()["code"], "invalid_params");

@@ -7,7 +7,7 @@ use common::{Cli, window::Window};
 
 #[test]
 fn commands_work_on_a_terminal() {
-    let cli = Cli::without_machines();
+    let cli = Cli::new();
 
     let (listed, list) = Window::open(&cli, &["ls"]).end();
     let (failed, failure) = Window::open(&cli, &["info", "nobody"]).end();
@@ -19,7 +19,7 @@ fn commands_work_on_a_terminal() {
 
 #[test]
 fn archive_is_not_sent_to_a_terminal() {
-    let cli = Cli::without_machines();
+    let cli = Cli::new();
 
     let (status, shown) = Window::open(&cli, &["cp", "nobody:/etc", "-"]).end();
 
@@ -29,7 +29,7 @@ fn archive_is_not_sent_to_a_terminal() {
 
 #[test]
 fn prune_without_anything_to_remove_asks_nothing() {
-    let cli = Cli::without_machines();
+    let cli = Cli::new();
 
     let (status, shown) = Window::open(&cli, &["prune"]).end();
 

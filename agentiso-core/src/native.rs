@@ -17,10 +17,10 @@ pub(crate) async fn backends(config: &Config, state_id: &str) -> Result<Backends
     Ok(Backends {
         hypervisor: Arc::new(qemu(config, state_id).await?),
         storage: Arc::new(Qcow2Storage::open(Qcow2Config::new(layout.disks())).await?),
-        network: Arc::new(UserNetwork::open(UserNetworkConfig {
+        network: Arc::new(UserNetwork::new(UserNetworkConfig {
             state_id: state_id.to_owned(),
             shim: layout.shim(),
-        })?),
+        })),
         channel: Arc::new(SerialChannel::new()),
     })
 }

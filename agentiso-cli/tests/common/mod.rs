@@ -5,7 +5,6 @@ pub(crate) mod vm;
 pub(crate) mod window;
 
 use std::{
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
@@ -28,16 +27,6 @@ impl Cli {
     pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         Self { program: BUILT.into(), home: folder.path().join("state"), _folder: Some(folder) }
-    }
-
-    /// The same, with a companion program that does nothing: without one a state folder cannot be opened.
-    pub(crate) fn without_machines() -> Self {
-        let cli = Self::new();
-        let shim = cli.home.join("lib/agentiso-shim");
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(cli.home.join("lib")).unwrap();
-        std::fs::write(&shim, "#!/bin/false\n").unwrap();
-        std::fs::set_permissions(&shim, std::fs::Permissions::from_mode(0o755)).unwrap();
-        cli
     }
 
     /// With this state folder.

@@ -33,6 +33,13 @@ pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
     serde_json::from_slice(&bytes).ok()
 }
 
+/// Writes a small file that only saves time: where it cannot be written, what it holds is found out again each time.
+pub(super) fn remember<T: Serialize>(folder: &Path, name: &str, content: &T) {
+    if let Err(error) = write_json(folder, name, content) {
+        tracing::debug!(%error, "could not keep what was found out");
+    }
+}
+
 /// Writes a small file whole or not at all. It need not survive a power failure: it can be found out again.
 pub(super) fn write_json<T: Serialize>(
     folder: &Path,

@@ -70,7 +70,7 @@ pub(super) async fn find(state_dir: &Path, configured: Option<&Path>) -> Result<
             let version = ask(&path).await?;
             let known =
                 Known { path: path.clone(), modified, bytes: metadata.len(), version: version.clone() };
-            files::write_json(state_dir, CACHE, &known)?;
+            files::remember(state_dir, CACHE, &known);
             version
         }
     };

@@ -30,7 +30,7 @@ pub(super) fn khz(state_dir: &Path) -> Result<u64, HypervisorError> {
         return Ok(known.khz);
     }
     let khz = sys::measure_tsc_khz();
-    files::write_json(state_dir, CACHE, &Known { boot_id: boot_id.to_owned(), khz })?;
+    files::remember(state_dir, CACHE, &Known { boot_id: boot_id.to_owned(), khz });
     Ok(khz)
 }
 

@@ -90,17 +90,17 @@ struct Details {
 }
 
 impl UserNetwork {
-    /// A user network. Starts nothing.
-    ///
-    /// # Errors
-    /// The program is missing.
-    pub fn open(config: UserNetworkConfig) -> Result<Self, NetworkError> {
+    /// A user network. Starts nothing, and needs the program only when something is attached.
+    pub fn new(config: UserNetworkConfig) -> Self {
+        Self { config }
+    }
+
+    fn check_program(&self) -> Result<(), NetworkError> {
         let access = rustix::fs::Access::EXEC_OK;
-        rustix::fs::access(&config.shim, access).map_err(|_| NetworkError::Missing {
-            what: format!("the network program {}", config.shim.display()),
+        rustix::fs::access(&self.config.shim, access).map_err(|_| NetworkError::Missing {
+            what: format!("the network program {}", self.config.shim.display()),
             remedy: "put it there with `agentiso init`".to_owned(),
-        })?;
-        Ok(Self { config })
+        })
     }
 
     fn start(&self, spec: &AttachSpec) -> Result<Card, NetworkError> {
@@ -291,6 +291,7 @@ impl Network for UserNetwork {
 
     async fn attach(&self, spec: AttachSpec) -> Result<Attachment, NetworkError> {
         let policy = Self::set_policy(&spec.policy)?;
+        self.check_program()?;
         let network = Self { config: self.config.clone() };
         let mac = addresses::machine_mac(spec.id);
         let start = tokio::task::spawn_blocking(move || network.start(&spec).map(|card| (card, spec)));

@@ -40,7 +40,7 @@ impl Fixture {
     }
 
     fn network(&self) -> UserNetwork {
-        UserNetwork::open(self.config.clone()).unwrap()
+        UserNetwork::new(self.config.clone())
     }
 }
 
@@ -137,7 +137,7 @@ async fn given_up_attach_leaves_nothing() {
     let fixture = Fixture::new().await.unwrap();
     // A program that runs and never answers.
     let config = UserNetworkConfig { shim: PathBuf::from("/usr/bin/yes"), ..fixture.config.clone() };
-    let network = UserNetwork::open(config).unwrap();
+    let network = UserNetwork::new(config);
     let spec = any_spec(fixture.folder.path());
     let run_dir = spec.run_dir.clone();
 
@@ -161,7 +161,7 @@ async fn last_words_of_the_process_are_the_error() {
     let fixture = Fixture::new().await.unwrap();
     // A program that knows no trade of this name, says so, and ends.
     let config = UserNetworkConfig { shim: PathBuf::from("/bin/ls"), ..fixture.config.clone() };
-    let network = UserNetwork::open(config).unwrap();
+    let network = UserNetwork::new(config);
     let spec = any_spec(fixture.folder.path());
     let run_dir = spec.run_dir.clone();
 
@@ -176,6 +176,7 @@ async fn last_words_of_the_process_are_the_error() {
 async fn missing_program_is_named_with_the_remedy() {
     let config =
         UserNetworkConfig { state_id: "s".to_owned(), shim: PathBuf::from("/nonexistent/agentiso-shim") };
-    let error = UserNetwork::open(config).unwrap_err();
+    let folder = tempfile::tempdir().unwrap();
+    let error = UserNetwork::new(config).attach(any_spec(folder.path())).await.unwrap_err();
     assert!(matches!(&error, NetworkError::Missing { what, .. } if what.contains("/nonexistent")), "{error}");
 }

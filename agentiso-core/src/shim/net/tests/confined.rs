@@ -26,7 +26,7 @@ fn confined_process_does_all_of_its_work() {
         world.udp(99);
         let folder = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let network = UserNetwork::open(UserNetworkConfig { state_id: "lab".to_owned(), shim }).unwrap();
+        let network = UserNetwork::new(UserNetworkConfig { state_id: "lab".to_owned(), shim });
         let spec = AttachSpec { policy: internet(), ..tests::any_spec(folder.path()) };
         let attachment = runtime.block_on(network.attach(spec)).unwrap();
         let NicBackend::Stream(stream) = attachment.nic.backend else { panic!("another backend") };
@@ -84,7 +84,7 @@ fn confined_process_asks_the_hosts_resolver() {
         thread::spawn(move || shout(&server));
         let folder = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let network = UserNetwork::open(UserNetworkConfig { state_id: "lab".to_owned(), shim }).unwrap();
+        let network = UserNetwork::new(UserNetworkConfig { state_id: "lab".to_owned(), shim });
         let spec = AttachSpec { policy: internet(), ..tests::any_spec(folder.path()) };
         let attachment = runtime.block_on(network.attach(spec)).unwrap();
         let NicBackend::Stream(stream) = attachment.nic.backend else { panic!("another backend") };
