@@ -1,7 +1,7 @@
 //! Prepares one machine, takes a snapshot, and runs each test in a fork of it, all at once. A test can ruin its machine
 //! as it likes: no other one sees it.
 
-use agentiso_core::{Config, Error, ForkSpec, Host, Workspace, WorkspaceSpec, types::SnapshotName};
+use agentiso_core::{Config, EngineError, ForkSpec, Host, Workspace, WorkspaceSpec, types::SnapshotName};
 use tokio::task::JoinSet;
 
 /// What runs in each fork; a status other than 0 is a failed test.
@@ -20,7 +20,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
 }
 
-async fn run_all(host: &Host, prepared: &Workspace) -> Result<usize, Error> {
+async fn run_all(host: &Host, prepared: &Workspace) -> Result<usize, EngineError> {
     prepared.exec("mkdir -p /srv && echo prepared > /srv/ready").await?;
     prepared.snapshot("prepared").await?;
     let snapshot = Some(SnapshotName::new("prepared")?);
@@ -36,7 +36,7 @@ async fn run_all(host: &Host, prepared: &Workspace) -> Result<usize, Error> {
             let workspace = host.workspace(&worker.workspace_id.to_string()).await?;
             let output = workspace.exec(test).await;
             workspace.destroy().await?;
-            Ok::<_, Error>((test, output?))
+            Ok::<_, EngineError>((test, output?))
         });
     }
     let mut failed = forks.failure_count;

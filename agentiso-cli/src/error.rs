@@ -16,7 +16,7 @@ use crate::{exit, stdio};
 pub(crate) enum CliError {
     /// The library refused or failed.
     #[error(transparent)]
-    Engine(Box<agentiso_core::Error>),
+    Engine(Box<agentiso_core::EngineError>),
     /// The agent in a guest refused or failed, or cannot be reached.
     #[error(transparent)]
     Guest(Box<GuestError>),
@@ -56,8 +56,8 @@ pub(crate) enum CliError {
     },
 }
 
-impl From<agentiso_core::Error> for CliError {
-    fn from(error: agentiso_core::Error) -> Self {
+impl From<agentiso_core::EngineError> for CliError {
+    fn from(error: agentiso_core::EngineError) -> Self {
         Self::Engine(Box::new(error))
     }
 }
@@ -70,7 +70,7 @@ impl From<GuestError> for CliError {
 
 impl From<ImageError> for CliError {
     fn from(error: ImageError) -> Self {
-        agentiso_core::Error::from(error).into()
+        agentiso_core::EngineError::from(error).into()
     }
 }
 

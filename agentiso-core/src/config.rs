@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use crate::error::Error;
+use crate::error::EngineError;
 use crate::hypervisor::Accelerator;
 
 /// How a [`Host`](crate::Host) is opened.
@@ -43,8 +43,8 @@ impl Config {
     /// else `agentiso` in XDG_DATA_HOME or ~/.local/share. AGENTISO_QEMU names a QEMU.
     ///
     /// # Errors
-    /// [`Error::NoStateDir`] if nothing names a folder.
-    pub fn from_env() -> Result<Self, Error> {
+    /// [`EngineError::NoStateDir`] if nothing names a folder.
+    pub fn from_env() -> Result<Self, EngineError> {
         let variable = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let state_dir = if let Some(home) = variable("AGENTISO_HOME") {
             home
@@ -54,11 +54,11 @@ impl Config {
             variable("XDG_DATA_HOME")
                 .filter(|path| path.is_absolute())
                 .or_else(|| variable("HOME").map(|home| home.join(".local/share")))
-                .ok_or(Error::NoStateDir)?
+                .ok_or(EngineError::NoStateDir)?
                 .join("agentiso")
         };
         let state_dir = std::path::absolute(&state_dir)
-            .map_err(|source| Error::StateDir { path: show(&state_dir), source })?;
+            .map_err(|source| EngineError::StateDir { path: show(&state_dir), source })?;
         Ok(Self { qemu: variable("AGENTISO_QEMU"), ..Self::at(state_dir) })
     }
 
@@ -138,9 +138,9 @@ impl Layout {
     ///
     /// # Errors
     /// They cannot be made, belong to somebody else, or others may enter.
-    pub fn prepare(&self) -> Result<(), Error> {
+    pub fn prepare(&self) -> Result<(), EngineError> {
         use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-        let failed = |path: &Path, source| Error::StateDir { path: show(path), source };
+        let failed = |path: &Path, source| EngineError::StateDir { path: show(path), source };
         let make = |path: &Path| {
             std::fs::DirBuilder::new()
                 .recursive(true)
@@ -159,7 +159,7 @@ impl Layout {
             None
         };
         if let Some(reason) = problem {
-            return Err(Error::StateDirNotPrivate { path: show(&self.root), reason });
+            return Err(EngineError::StateDirNotPrivate { path: show(&self.root), reason });
         }
         for folder in [self.lib(), self.images(), self.disks(), self.memory(), self.run(), self.locks()] {
             make(&folder)?;

@@ -118,7 +118,7 @@ async fn hypervisor(config: &Config, doctor: &mut Doctor) {
             doctor.need("QEMU", Err((format!("{found} is too old, {needed} or later is needed"), remedy)));
         }
         Err(error) => {
-            let error = crate::Error::from(error).report();
+            let error = crate::EngineError::from(error).report();
             doctor.need("QEMU", Err((error, "set AGENTISO_QEMU to a QEMU that works".into())));
         }
     }

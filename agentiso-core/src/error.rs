@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::channel::ChannelError;
+use crate::channel::{ChannelError, client::GuestError};
 use crate::hypervisor::HypervisorError;
 use crate::image::{CatalogError, ImageError};
 use crate::network::NetworkError;
@@ -24,10 +24,10 @@ pub enum ErrorKind {
 }
 
 /// Why the engine did not do as asked. The message names operation and object and leaves the cause to the source;
-/// [`Error::report`] joins the chain.
+/// [`EngineError::report`] joins the chain.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Error {
+pub enum EngineError {
     /// A name is not valid.
     #[error(transparent)]
     InvalidName(#[from] InvalidName),
@@ -204,7 +204,7 @@ pub enum Error {
         undo: String,
         /// What had failed.
         #[source]
-        source: Box<Error>,
+        source: Box<EngineError>,
     },
     /// An operation was abandoned by whoever had asked for it.
     #[error("the operation on workspace {workspace} was abandoned and undone")]
@@ -229,13 +229,19 @@ pub enum Error {
     Channel(#[from] ChannelError),
     /// Base images.
     #[error(transparent)]
-    Image(#[from] ImageError),
+    Image(Box<ImageError>),
     /// A part of the engine panicked; a defect.
     #[error("a task of agentiso ended unexpectedly")]
     Panicked(#[source] tokio::task::JoinError),
 }
 
-impl Error {
+impl From<ImageError> for EngineError {
+    fn from(error: ImageError) -> Self {
+        Self::Image(Box::new(error))
+    }
+}
+
+impl EngineError {
     /// The kind of failure, for programs.
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -256,13 +262,25 @@ impl Error {
             | Self::ForkOfRunning { .. }
             | Self::NotFlushed { .. }
             | Self::Abandoned { .. }
-            | Self::Image(ImageError::Catalog(CatalogError::NotFound { .. }) | ImageError::InUse { .. })
             | Self::Store(StoreError::NameTaken { .. } | StoreError::PortTaken { .. })
             | Self::Network(
                 NetworkError::PortTaken { .. }
                 | NetworkError::AlreadyForwarded { .. }
                 | NetworkError::Unsupported { .. },
             ) => ErrorKind::InvalidRequest,
+            Self::Image(error) => match **error {
+                ImageError::Catalog(CatalogError::NotFound { .. }) | ImageError::InUse { .. } => {
+                    ErrorKind::InvalidRequest
+                }
+                ImageError::InvalidName(_) => ErrorKind::InvalidParams,
+                _ => ErrorKind::InternalError,
+            },
+            // What a guest refuses is what it was asked: no such program, no such folder.
+            Self::Operation { source, .. }
+                if matches!(source.downcast_ref(), Some(GuestError::Refused { .. })) =>
+            {
+                ErrorKind::InvalidRequest
+            }
             _ => ErrorKind::InternalError,
         }
     }
@@ -276,10 +294,13 @@ impl Error {
             }
             Self::NoSuchWorkspace { .. } => "`agentiso ls` lists the workspaces".into(),
             Self::AmbiguousId { .. } => "give more digits of the id, or the name".into(),
-            Self::Image(ImageError::Catalog(CatalogError::NotFound { .. })) => {
-                "`agentiso image ls` lists the images; `agentiso image build debian` makes the default one"
-                    .into()
-            }
+            Self::Image(error) => match **error {
+                ImageError::Catalog(CatalogError::NotFound { .. }) => {
+                    "`agentiso image ls` lists the images; `agentiso image build debian` makes the default one".into()
+                }
+                ImageError::InUse { .. } => "remove those workspaces first".into(),
+                _ => return None,
+            },
             Self::NameTaken { .. } | Self::Store(StoreError::NameTaken { .. }) => {
                 "choose another name, or remove the old workspace with `agentiso rm`".into()
             }
@@ -288,7 +309,7 @@ impl Error {
             }
             Self::SnapshotExists { .. } => "choose another name, or delete the old snapshot".into(),
             Self::TooManySnapshots { .. } => "delete a snapshot that is no longer needed".into(),
-            Self::SnapshotInUse { .. } | Self::Image(ImageError::InUse { .. }) => {
+            Self::SnapshotInUse { .. } => {
                 "remove those workspaces first".into()
             }
             Self::DiskTooSmall { needed_gb, .. } => format!("ask for a disk of {needed_gb} GiB or more"),

@@ -60,7 +60,7 @@ mod workspace;
 
 pub use backends::Backends;
 pub use config::{Config, Layout};
-pub use error::{Error, ErrorKind};
+pub use error::{EngineError, ErrorKind};
 pub use store::StoreError;
 pub use workspace::{
     ForkFailure, ForkOrigin, ForkReport, ForkSpec, ForkWorker, Host, Isolation, MAX_FORKS, MAX_SNAPSHOTS,

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use crate::backends::Backends;
 use crate::channel::serial::SerialChannel;
 use crate::config::Config;
-use crate::error::Error;
+use crate::error::EngineError;
 use crate::hypervisor::HypervisorError;
 use crate::hypervisor::qemu::{Qemu, QemuConfig};
 use crate::network::user::{UserNetwork, UserNetworkConfig};
 use crate::storage::qcow2::{Qcow2Config, Qcow2Storage};
 
 /// The best backends this host offers.
-pub(crate) async fn backends(config: &Config, state_id: &str) -> Result<Backends, Error> {
+pub(crate) async fn backends(config: &Config, state_id: &str) -> Result<Backends, EngineError> {
     let layout = config.layout();
     Ok(Backends {
         hypervisor: Arc::new(qemu(config, state_id).await?),

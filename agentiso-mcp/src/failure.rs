@@ -1,4 +1,4 @@
-use agentiso_core::{Error, ErrorKind, channel::client::GuestError};
+use agentiso_core::{EngineError, ErrorKind, channel::client::GuestError};
 use rmcp::model::{CallToolResult, ContentBlock};
 use serde::Serialize;
 
@@ -30,24 +30,24 @@ impl Failure {
     }
 }
 
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
+impl From<EngineError> for Failure {
+    fn from(error: EngineError) -> Self {
         let code = if is_refused_by_guest(&error) { ErrorKind::InvalidRequest } else { error.kind() };
         Self { code, message: error.report(), next_step: next_step(&error, code) }
     }
 }
 
 /// Whether the guest itself said no: that is neither this host's failure nor agentiso's.
-fn is_refused_by_guest(error: &Error) -> bool {
-    let Error::Operation { source, .. } = error else { return false };
+fn is_refused_by_guest(error: &EngineError) -> bool {
+    let EngineError::Operation { source, .. } = error else { return false };
     matches!(source.downcast_ref(), Some(GuestError::Refused { .. }))
 }
 
 /// What the caller can do next, in terms of these tools.
-fn next_step(error: &Error, code: ErrorKind) -> String {
+fn next_step(error: &EngineError, code: ErrorKind) -> String {
     match error {
-        Error::NoSuchWorkspace { .. } => "call workspace_list for the workspaces there are".to_owned(),
-        Error::NameTaken { .. } => {
+        EngineError::NoSuchWorkspace { .. } => "call workspace_list for the workspaces there are".to_owned(),
+        EngineError::NameTaken { .. } => {
             "choose another name, or remove the old workspace with workspace_destroy".to_owned()
         }
         _ => error.next_step().unwrap_or_else(|| {

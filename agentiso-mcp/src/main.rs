@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use agentiso_core::{Config, Error, Host};
+use agentiso_core::{Config, EngineError, Host};
 use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
@@ -50,6 +50,6 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn open() -> Result<Host, Error> {
+async fn open() -> Result<Host, EngineError> {
     Host::open(Config::from_env()?).await
 }

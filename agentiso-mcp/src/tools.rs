@@ -169,7 +169,7 @@ where
     T: Default + TryFrom<u64, Error = agentiso_core::types::InvalidSize>,
 {
     given.map_or(Ok(T::default()), |given| {
-        T::try_from(given).map_err(|error| Failure::from(agentiso_core::Error::from(error)))
+        T::try_from(given).map_err(|error| Failure::from(agentiso_core::EngineError::from(error)))
     })
 }
 
@@ -184,7 +184,7 @@ async fn create(host: &Host, params: CreateParams) -> Result<Value, Failure> {
         .resources(resources)
         .allow_internet(params.allow_internet.unwrap_or_default());
     if let Some(name) = params.name {
-        spec = spec.name(name).map_err(agentiso_core::Error::from)?;
+        spec = spec.name(name).map_err(agentiso_core::EngineError::from)?;
     }
     let info = host.create(spec).await?.info().await?;
     Ok(json!({

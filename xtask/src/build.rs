@@ -24,6 +24,38 @@ impl Built {
     }
 }
 
+/// Makes the Debian image of a state folder that `init` has filled, unless it has one with the modules of its kernel.
+/// `agentiso` gives the command line at that folder.
+pub(crate) fn ensure_image(agentiso: impl Fn() -> Command) -> Done {
+    if is_current(&agentiso)? {
+        println!("the image debian is up to date");
+        return Ok(());
+    }
+    run::run(agentiso().args(["image", "build", "debian"]))
+}
+
+fn is_current(agentiso: impl Fn() -> Command) -> Done<bool> {
+    if !run::succeeds(agentiso().args(["image", "info", "debian"])) {
+        return Ok(false);
+    }
+    let image = run::output(agentiso().args(["image", "info", "debian", "--json"]))?;
+    let installed = run::output(agentiso().args(["init", "--json"]))?;
+    let (Some(modules), Some(state)) =
+        (json_text(&image, "modules_sha256"), json_text(&installed, "state_dir"))
+    else {
+        return Ok(false);
+    };
+    let manifest = Path::new(state).join("lib/manifest.json");
+    let manifest = fs::read_to_string(&manifest).map_err(run::at("read", &manifest))?;
+    Ok(manifest.contains(modules))
+}
+
+/// The text after a key, in JSON of our own that has each key once and no escapes in this text.
+fn json_text<'a>(json: &'a str, key: &str) -> Option<&'a str> {
+    let (_, rest) = json.split_once(&format!("\"{key}\""))?;
+    rest.trim_start().strip_prefix(':')?.trim_start().strip_prefix('"')?.split('"').next()
+}
+
 pub(crate) fn build_all() -> Done {
     let built = build()?;
     run::run(built.agentiso().arg("init"))
@@ -78,4 +110,17 @@ fn copy_if_changed(from: &Path, to: &Path) -> Done {
     let temporary = to.with_extension(format!("tmp{}", std::process::id()));
     fs::copy(from, &temporary).map_err(run::at("write", &temporary))?;
     fs::rename(&temporary, to).map_err(run::at("write", to))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_found_by_its_key_in_compact_and_indented_json() {
+        assert_eq!(json_text(r#"{"a":"1","modules_sha256":"ab"}"#, "modules_sha256"), Some("ab"));
+        assert_eq!(json_text("{\n  \"state_dir\": \"/x y\"\n}", "state_dir"), Some("/x y"));
+        assert_eq!(json_text(r#"{"state_dir":7}"#, "state_dir"), None);
+        assert_eq!(json_text("", "state_dir"), None);
+    }
 }

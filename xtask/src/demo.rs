@@ -13,11 +13,7 @@ pub(crate) fn demo() -> Done {
     setup::setup()?;
     let built = build::build()?;
     run::run(built.agentiso().arg("init"))?;
-    if run::succeeds(built.agentiso().args(["image", "info", "debian"])) {
-        println!("the image debian is there");
-    } else {
-        run::run(built.agentiso().args(["image", "build", "debian"]))?;
-    }
+    build::ensure_image(|| built.agentiso())?;
     let mut command = built.agentiso();
     command.args(["run", "--", "sh", "-c", SCRIPT]).stdin(Stdio::null());
     println!("+ {}", run::shown(&command));

@@ -26,6 +26,8 @@ const MUSL_TARGET: &str = "x86_64-unknown-linux-musl";
 pub(crate) fn test() -> Done {
     let work = run::target_folder()?.join("xtask");
     let _lock = lock(&work)?;
+    // As /proc shows it, whatever links lead here.
+    let work = fs::canonicalize(&work).map_err(run::at("find", &work))?;
     let run_folder = RunFolder::create(&work)?;
     let mut stages = Stages::default();
 
@@ -225,8 +227,6 @@ impl RunFolder {
         let path = work.join(format!("run-{}", std::process::id()));
         let temporary = path.join("tmp");
         fs::create_dir_all(&temporary).map_err(run::at("create", &temporary))?;
-        // As /proc shows it, whatever links lead here.
-        let path = fs::canonicalize(&path).map_err(run::at("find", &path))?;
         Ok(Self { path })
     }
 

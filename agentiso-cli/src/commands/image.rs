@@ -79,7 +79,7 @@ pub(crate) async fn image(args: ImageArgs, context: &Context) -> Result<u8, CliE
         ImageCommand::Build { distribution: Distribution::Debian, name, disk } => {
             let name = match name {
                 Some(name) => name,
-                None => ImageName::new("debian").map_err(agentiso_core::Error::from)?,
+                None => ImageName::new("debian").map_err(agentiso_core::EngineError::from)?,
             };
             let (progress, report) = watch(context);
             let image = images.build_debian(DebianSpec { name, disk }, report).await?;

@@ -196,12 +196,11 @@ impl Builder {
             Ok(output) => {
                 Err(unusable(command::clean_tail(&output.stderr_text(), command::SHOWN_ERROR_BYTES)))
             }
-            Err(ImageError::Guest {
-                source: GuestError::Refused { code: ErrorCode::NotFound, .. }, ..
-            }) => Ok(false),
-            Err(ImageError::Guest { source: GuestError::Refused { message, .. }, .. }) => {
-                Err(unusable(message))
-            }
+            Err(ImageError::Guest { operation, image, console, source }) => match *source {
+                GuestError::Refused { code: ErrorCode::NotFound, .. } => Ok(false),
+                GuestError::Refused { message, .. } => Err(unusable(message)),
+                other => Err(ImageError::Guest { operation, image, console, source: Box::new(other) }),
+            },
             Err(error) => Err(error),
         }
     }
@@ -321,7 +320,7 @@ impl Builder {
         }
         if let GuestError::Refused { code: ErrorCode::Exhausted, .. } = &error {
             let gib = self.disk_bytes.div_ceil(1 << 30);
-            return ImageError::TooLarge { image: self.image.clone(), gib, source: error };
+            return ImageError::TooLarge { image: self.image.clone(), gib, source: Box::new(error) };
         }
         let console =
             if matches!(error, GuestError::Refused { .. }) { String::new() } else { self.console().await };
@@ -329,7 +328,7 @@ impl Builder {
     }
 
     fn guest_error(&self, operation: &'static str, source: GuestError, console: String) -> ImageError {
-        ImageError::Guest { operation, image: self.image.clone(), console, source }
+        ImageError::Guest { operation, image: self.image.clone(), console, source: Box::new(source) }
     }
 
     fn machine_error(

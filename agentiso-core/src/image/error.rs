@@ -81,7 +81,7 @@ pub enum ImageError {
         console: String,
         /// What went wrong.
         #[source]
-        source: GuestError,
+        source: Box<GuestError>,
     },
     /// The root file system does not fit.
     #[error("the root file system does not fit on the {gib} GiB disk of image {image}: give it a larger one")]
@@ -92,7 +92,7 @@ pub enum ImageError {
         gib: u64,
         /// What the guest said.
         #[source]
-        source: GuestError,
+        source: Box<GuestError>,
     },
     /// The host's disk is full.
     #[error("the host's disk is full ({} MiB free in {folder}): image {image} needs more", .free_bytes / (1024 * 1024))]

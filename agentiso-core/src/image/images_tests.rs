@@ -62,7 +62,7 @@ async fn imported_tar_becomes_an_image_that_disks_can_be_made_from() {
     let scene = Scene::new();
     let image = scene.import("mine", b"a root file system").await.unwrap();
 
-    assert_eq!(scene.images.list().await.unwrap(), [image.clone()]);
+    assert_eq!(scene.images.list().await.unwrap(), std::slice::from_ref(&image));
     assert_eq!(scene.images.find(&image.name).await.unwrap(), image);
     assert_eq!((image.bytes, image.tar_bytes, image.kernel_release.as_str()), (GIB, 18, "6.1-test"));
     assert!(image.has_shell && image.fits(&Assets::load(&scene.state).unwrap()));

@@ -6,7 +6,7 @@ use super::engine::{Callers, Engine, caller, now};
 use super::info::{ForkOrigin, WorkspaceState};
 use super::lock::WorkspaceLock;
 use super::spec::WorkspaceSpec;
-use crate::error::Error;
+use crate::error::EngineError;
 use crate::network::NetworkPolicy;
 use crate::storage::{DiskOrigin, StorageError};
 use crate::store::{StoreError, WorkspaceRecord};
@@ -54,7 +54,10 @@ pub(super) struct Reserved {
 
 impl Engine {
     /// Makes a workspace from an image and boots it. Abandoned by its caller or failed, it is as if it had never been.
-    pub(super) async fn create(self: &Arc<Self>, spec: WorkspaceSpec) -> Result<WorkspaceRecord, Error> {
+    pub(super) async fn create(
+        self: &Arc<Self>,
+        spec: WorkspaceSpec,
+    ) -> Result<WorkspaceRecord, EngineError> {
         let image = self.images.find(&spec.image_name()?).await?;
         check_disk(spec.resources.disk_gb, image.bytes, || format!("image {}", image.name))?;
         let plan = Plan {
@@ -80,12 +83,13 @@ impl Engine {
     }
 
     /// Gives a new workspace its record and its disk.
-    pub(super) async fn reserve(&self, plan: &Plan) -> Result<Reserved, Error> {
+    pub(super) async fn reserve(&self, plan: &Plan) -> Result<Reserved, EngineError> {
         let id = WorkspaceId::random();
         let lock = self.lock(id).await?;
         let throwaway_of = match plan.throwaway {
             true => Some(
-                ProcessRef::current().map_err(|source| Error::operation("create", id.to_string(), source))?,
+                ProcessRef::current()
+                    .map_err(|source| EngineError::operation("create", id.to_string(), source))?,
             ),
             false => None,
         };
@@ -125,24 +129,30 @@ impl Engine {
         }
     }
 
-    async fn insert_named(&self, draft: WorkspaceRecord, naming: &Naming) -> Result<WorkspaceRecord, Error> {
+    async fn insert_named(
+        &self,
+        draft: WorkspaceRecord,
+        naming: &Naming,
+    ) -> Result<WorkspaceRecord, EngineError> {
         let private_uid = rustix::process::geteuid().is_root();
         let insert = |record: WorkspaceRecord| self.records(move |store| store.insert(record, private_uid));
         match naming {
             Naming::Any => insert(draft).await,
             Naming::Exactly(name) => match insert(WorkspaceRecord { name: name.clone(), ..draft }).await {
-                Err(Error::Store(StoreError::NameTaken { name })) => Err(Error::NameTaken { name }),
+                Err(EngineError::Store(StoreError::NameTaken { name })) => {
+                    Err(EngineError::NameTaken { name })
+                }
                 other => other,
             },
             Naming::Numbered(prefix) => {
                 for number in 1_u32.. {
                     let name = WorkspaceName::new(format!("{prefix}-{number}"))?;
                     match insert(WorkspaceRecord { name, ..draft.clone() }).await {
-                        Err(Error::Store(StoreError::NameTaken { .. })) => {}
+                        Err(EngineError::Store(StoreError::NameTaken { .. })) => {}
                         other => return other,
                     }
                 }
-                Err(Error::NameTaken { name: prefix.to_string() })
+                Err(EngineError::NameTaken { name: prefix.to_string() })
             }
         }
     }
@@ -154,11 +164,11 @@ impl Engine {
         reserved: Reserved,
         plan: &Plan,
         mut callers: Callers,
-    ) -> Result<WorkspaceRecord, Error> {
+    ) -> Result<WorkspaceRecord, EngineError> {
         let Reserved { mut record, lock } = reserved;
         let completed = tokio::select! {
             completed = self.boot_and_forward(&mut record, plan) => completed,
-            () = callers.gone() => Err(Error::Abandoned { workspace: record.name.to_string() }),
+            () = callers.gone() => Err(EngineError::Abandoned { workspace: record.name.to_string() }),
         };
         match completed {
             Ok(()) => Ok(record),
@@ -172,7 +182,7 @@ impl Engine {
         }
     }
 
-    async fn boot_and_forward(&self, record: &mut WorkspaceRecord, plan: &Plan) -> Result<(), Error> {
+    async fn boot_and_forward(&self, record: &mut WorkspaceRecord, plan: &Plan) -> Result<(), EngineError> {
         let id = record.id;
         for (guest, host) in plan.forwards.iter().filter_map(|(guest, host)| host.map(|host| (*guest, host)))
         {
@@ -187,7 +197,7 @@ impl Engine {
 
     /// Removes everything a workspace has, in any state. What is gone already is no error, so that it can be repeated
     /// until it succeeds. The caller holds the lock and removes it.
-    pub(super) async fn erase(&self, record: &mut WorkspaceRecord) -> Result<(), Error> {
+    pub(super) async fn erase(&self, record: &mut WorkspaceRecord) -> Result<(), EngineError> {
         record.state = WorkspaceState::Destroying;
         self.save(record).await?;
         self.clear_machine(record).await?;
@@ -202,7 +212,7 @@ impl Engine {
     }
 
     /// Destroys a workspace, running or not.
-    pub(super) async fn destroy(self: &Arc<Self>, id: WorkspaceId) -> Result<(), Error> {
+    pub(super) async fn destroy(self: &Arc<Self>, id: WorkspaceId) -> Result<(), EngineError> {
         let engine = Arc::clone(self);
         self.finish(async move {
             let (lock, mut record) = engine.lock_record(id).await?;
@@ -216,9 +226,13 @@ impl Engine {
 }
 
 /// Refuses a disk that cannot hold what it begins with.
-pub(super) fn check_disk(disk: DiskGib, needed: u64, origin: impl FnOnce() -> String) -> Result<(), Error> {
+pub(super) fn check_disk(
+    disk: DiskGib,
+    needed: u64,
+    origin: impl FnOnce() -> String,
+) -> Result<(), EngineError> {
     if disk.bytes() < needed {
-        return Err(Error::DiskTooSmall {
+        return Err(EngineError::DiskTooSmall {
             disk_gb: disk.get(),
             origin: origin(),
             needed_gb: needed.div_ceil(GIB),
@@ -228,12 +242,14 @@ pub(super) fn check_disk(disk: DiskGib, needed: u64, origin: impl FnOnce() -> St
 }
 
 /// The error of an operation and, beside it, that of undoing it.
-fn with_undo(record: &WorkspaceRecord, error: Error, undone: Result<(), Error>) -> Error {
+fn with_undo(record: &WorkspaceRecord, error: EngineError, undone: Result<(), EngineError>) -> EngineError {
     match undone {
         Ok(()) => error,
-        Err(undo) => {
-            Error::Undo { workspace: record.name.to_string(), undo: undo.report(), source: Box::new(error) }
-        }
+        Err(undo) => EngineError::Undo {
+            workspace: record.name.to_string(),
+            undo: undo.report(),
+            source: Box::new(error),
+        },
     }
 }
 

@@ -9,13 +9,13 @@ use super::lock::WorkspaceLock;
 use crate::backends::Backends;
 use crate::channel::client::GuestClient;
 use crate::config::{Config, Layout};
-use crate::error::Error;
+use crate::error::EngineError;
 use crate::image::Images;
 use crate::store::{Store, StoreError, WorkspaceRecord};
 use crate::types::{WorkspaceId, WorkspaceName};
 
 /// A future that an operation hands to [`Engine::locked`].
-pub(super) type Work<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
+pub(super) type Work<'a, T> = Pin<Box<dyn Future<Output = Result<T, EngineError>> + Send + 'a>>;
 
 /// More than there can be operations under way at once.
 const MAX_TASKS: u32 = 1 << 20;
@@ -49,13 +49,13 @@ impl Engine {
     pub(super) async fn records<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
-    ) -> Result<T, Error> {
+    ) -> Result<T, EngineError> {
         let store = Arc::clone(&self.store);
-        Ok(tokio::task::spawn_blocking(move || work(&store)).await.map_err(Error::Panicked)??)
+        Ok(tokio::task::spawn_blocking(move || work(&store)).await.map_err(EngineError::Panicked)??)
     }
 
     /// Writes the record of a workspace whose lock the caller holds.
-    pub(super) async fn save(&self, record: &WorkspaceRecord) -> Result<(), Error> {
+    pub(super) async fn save(&self, record: &WorkspaceRecord) -> Result<(), EngineError> {
         let record = record.clone();
         self.records(move |store| store.update(&record)).await
     }
@@ -63,15 +63,15 @@ impl Engine {
     /// Runs `work` to its end even if the caller stops waiting: what it has begun is then finished, not torn.
     pub(super) async fn finish<T: Send + 'static>(
         self: &Arc<Self>,
-        work: impl Future<Output = Result<T, Error>> + Send + 'static,
-    ) -> Result<T, Error> {
+        work: impl Future<Output = Result<T, EngineError>> + Send + 'static,
+    ) -> Result<T, EngineError> {
         // Never closed, so a permit always comes.
         let permit = Arc::clone(&self.tasks).acquire_owned().await.ok();
         let task = async move {
             let _permit = permit;
             work.await
         };
-        tokio::spawn(task).await.map_err(Error::Panicked)?
+        tokio::spawn(task).await.map_err(EngineError::Panicked)?
     }
 
     /// Waits until no operation is under way.
@@ -83,7 +83,7 @@ impl Engine {
     /// Takes a workspace's lock, reads its record and runs `work` on it, to its end.
     ///
     /// `operation` is what is done to the workspace, for the error of one that is busy.
-    pub(super) async fn locked<T, F>(self: &Arc<Self>, id: WorkspaceId, work: F) -> Result<T, Error>
+    pub(super) async fn locked<T, F>(self: &Arc<Self>, id: WorkspaceId, work: F) -> Result<T, EngineError>
     where
         T: Send + 'static,
         F: for<'a> FnOnce(&'a Arc<Engine>, &'a mut WorkspaceRecord) -> Work<'a, T> + Send + 'static,
@@ -100,13 +100,13 @@ impl Engine {
     pub(super) async fn lock_record(
         &self,
         id: WorkspaceId,
-    ) -> Result<(WorkspaceLock, WorkspaceRecord), Error> {
+    ) -> Result<(WorkspaceLock, WorkspaceRecord), EngineError> {
         let lock = self.lock(id).await?;
         match self.record(id).await {
             Ok(record) => Ok((lock, record)),
             Err(error) => {
                 // The workspace was destroyed while we waited: taking its lock has made the file anew.
-                if matches!(error, Error::NoSuchWorkspace { .. }) {
+                if matches!(error, EngineError::NoSuchWorkspace { .. }) {
                     lock.remove();
                 }
                 Err(error)
@@ -115,29 +115,31 @@ impl Engine {
     }
 
     /// Takes a workspace's lock.
-    pub(super) async fn lock(&self, id: WorkspaceId) -> Result<WorkspaceLock, Error> {
+    pub(super) async fn lock(&self, id: WorkspaceId) -> Result<WorkspaceLock, EngineError> {
         let limit = self.config.lock_timeout;
         match WorkspaceLock::take(&self.layout.locks(), *id.as_uuid(), limit).await {
             Ok(Some(lock)) => Ok(lock),
             Ok(None) => {
                 let workspace =
                     self.record(id).await.map_or_else(|_| id.to_string(), |record| record.name.to_string());
-                Err(Error::Busy { workspace, waited: limit })
+                Err(EngineError::Busy { workspace, waited: limit })
             }
-            Err(source) => Err(Error::StateDir { path: self.layout.locks().display().to_string(), source }),
+            Err(source) => {
+                Err(EngineError::StateDir { path: self.layout.locks().display().to_string(), source })
+            }
         }
     }
 
     /// The record of a workspace.
-    pub(super) async fn record(&self, id: WorkspaceId) -> Result<WorkspaceRecord, Error> {
+    pub(super) async fn record(&self, id: WorkspaceId) -> Result<WorkspaceRecord, EngineError> {
         self.records(move |store| store.get(id))
             .await?
-            .ok_or_else(|| Error::NoSuchWorkspace { given: id.to_string() })
+            .ok_or_else(|| EngineError::NoSuchWorkspace { given: id.to_string() })
     }
 
     /// Finds a workspace by its id, the beginning of its id (8 digits or more), or its name.
-    pub(super) async fn find(&self, given: &str) -> Result<WorkspaceRecord, Error> {
-        let none = || Error::NoSuchWorkspace { given: shorten(given) };
+    pub(super) async fn find(&self, given: &str) -> Result<WorkspaceRecord, EngineError> {
+        let none = || EngineError::NoSuchWorkspace { given: shorten(given) };
         // A name never loses against the beginning of an id: names are what people chose.
         if let Ok(name) = WorkspaceName::new(given)
             && let Some(record) = self.records(move |store| store.by_name(&name)).await?
@@ -152,7 +154,7 @@ impl Engine {
         match (found.pop(), found.is_empty()) {
             (None, _) => Err(none()),
             (Some(record), true) => Ok(record),
-            (Some(_), false) => Err(Error::AmbiguousId { given: shorten(given) }),
+            (Some(_), false) => Err(EngineError::AmbiguousId { given: shorten(given) }),
         }
     }
 
@@ -162,9 +164,9 @@ impl Engine {
     }
 
     /// A client of a running machine's agent.
-    pub(super) fn client(&self, record: &WorkspaceRecord) -> Result<GuestClient, Error> {
+    pub(super) fn client(&self, record: &WorkspaceRecord) -> Result<GuestClient, EngineError> {
         match (self.living(record), record.state) {
-            (Some(_), WorkspaceState::Paused) => Err(Error::WrongState {
+            (Some(_), WorkspaceState::Paused) => Err(EngineError::WrongState {
                 workspace: record.name.to_string(),
                 state: WorkspaceState::Paused,
                 operation: "used",
@@ -177,8 +179,8 @@ impl Engine {
 }
 
 /// The error of something that wants a running machine.
-pub(super) fn not_running(record: &WorkspaceRecord, operation: &'static str) -> Error {
-    Error::WrongState {
+pub(super) fn not_running(record: &WorkspaceRecord, operation: &'static str) -> EngineError {
+    EngineError::WrongState {
         workspace: record.name.to_string(),
         state: match record.state {
             WorkspaceState::Running | WorkspaceState::Paused => WorkspaceState::Stopped,

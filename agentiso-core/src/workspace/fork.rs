@@ -9,7 +9,7 @@ use super::engine::{Engine, caller};
 use super::info::{ForkFailure, ForkOrigin, ForkReport, ForkWorker};
 use super::snapshot::Visibility;
 use super::spec::{ForkSpec, MAX_FORKS};
-use crate::error::Error;
+use crate::error::EngineError;
 use crate::storage::DiskOrigin;
 use crate::store::WorkspaceRecord;
 use crate::types::{SnapshotId, WorkspaceId, WorkspaceName};
@@ -20,9 +20,13 @@ const BOOTS_PER_CPU: usize = 2;
 
 impl Engine {
     /// Makes forks of a workspace and boots them, each for itself: one that fails does not keep the others.
-    pub(super) async fn fork(self: &Arc<Self>, id: WorkspaceId, spec: ForkSpec) -> Result<ForkReport, Error> {
+    pub(super) async fn fork(
+        self: &Arc<Self>,
+        id: WorkspaceId,
+        spec: ForkSpec,
+    ) -> Result<ForkReport, EngineError> {
         if !(1..=MAX_FORKS).contains(&spec.count) {
-            return Err(Error::OutOfBounds {
+            return Err(EngineError::OutOfBounds {
                 what: "the number of forks",
                 given: spec.count.into(),
                 min: 1,
@@ -30,7 +34,7 @@ impl Engine {
             });
         }
         if spec.name.is_some() && spec.count > 1 {
-            return Err(Error::Parameters {
+            return Err(EngineError::Parameters {
                 reason: "one name was given for several forks".to_owned(),
                 remedy: "give a prefix instead of a name, or ask for one fork".to_owned(),
             });
@@ -61,13 +65,13 @@ impl Engine {
         &self,
         plan: &Plan,
         count: u32,
-    ) -> Result<Vec<Result<Reserved, ForkFailure>>, Error> {
+    ) -> Result<Vec<Result<Reserved, ForkFailure>>, EngineError> {
         let mut reserved = Vec::new();
         for number in 1..=count {
             match self.reserve(plan).await {
                 Ok(fork) => reserved.push(Ok(fork)),
                 // A name that is taken was the caller's choice: nothing was done yet.
-                Err(error @ Error::NameTaken { .. }) => return Err(error),
+                Err(error @ EngineError::NameTaken { .. }) => return Err(error),
                 Err(error) => {
                     reserved.push(Err(ForkFailure { name: wanted_name(plan, number), error: error.report() }))
                 }
@@ -81,13 +85,13 @@ impl Engine {
         &self,
         parent: &WorkspaceRecord,
         spec: &ForkSpec,
-    ) -> Result<(SnapshotId, Option<String>), Error> {
+    ) -> Result<(SnapshotId, Option<String>), EngineError> {
         if let Some(name) = &spec.snapshot {
             let snapshot = self.find_snapshot(parent, name).await?;
             return Ok((snapshot.id, Some(snapshot.name)));
         }
         if self.living(parent).is_some() {
-            return Err(Error::ForkOfRunning { workspace: parent.name.to_string() });
+            return Err(EngineError::ForkOfRunning { workspace: parent.name.to_string() });
         }
         let hidden = format!("fork:{}", SnapshotId::random());
         Ok((self.take_snapshot(parent, &hidden, Visibility::Hidden, false).await?.id, None))

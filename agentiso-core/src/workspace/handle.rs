@@ -9,7 +9,7 @@ use super::info::{
 use super::lifecycle::PolicyChange;
 use super::spec::{ForkSpec, SnapshotSpec};
 use crate::channel::client::{CollectOptions, ExecOutput, ExecSpec, GuestClient};
-use crate::error::Error;
+use crate::error::EngineError;
 use crate::hypervisor::MachineLog;
 use crate::network::NetworkPolicy;
 use crate::store::WorkspaceRecord;
@@ -45,7 +45,7 @@ impl Workspace {
     ///
     /// # Errors
     /// It is gone, or records or disk cannot be read.
-    pub async fn info(&self) -> Result<WorkspaceInfo, Error> {
+    pub async fn info(&self) -> Result<WorkspaceInfo, EngineError> {
         self.engine.info(self.id).await
     }
 
@@ -53,7 +53,7 @@ impl Workspace {
     ///
     /// # Errors
     /// The machine does not start; the error carries the end of its console.
-    pub async fn start(&self) -> Result<(), Error> {
+    pub async fn start(&self) -> Result<(), EngineError> {
         self.engine.start(self.id).await
     }
 
@@ -62,7 +62,7 @@ impl Workspace {
     ///
     /// # Errors
     /// What belonged to the machine could not be removed; asking again tries again.
-    pub async fn stop(&self) -> Result<(), Error> {
+    pub async fn stop(&self) -> Result<(), EngineError> {
         self.engine.stop(self.id).await
     }
 
@@ -70,7 +70,7 @@ impl Workspace {
     ///
     /// # Errors
     /// It does not run.
-    pub async fn pause(&self) -> Result<(), Error> {
+    pub async fn pause(&self) -> Result<(), EngineError> {
         self.engine.pause(self.id, true).await
     }
 
@@ -78,7 +78,7 @@ impl Workspace {
     ///
     /// # Errors
     /// It has no machine.
-    pub async fn resume(&self) -> Result<(), Error> {
+    pub async fn resume(&self) -> Result<(), EngineError> {
         self.engine.pause(self.id, false).await
     }
 
@@ -86,7 +86,7 @@ impl Workspace {
     ///
     /// # Errors
     /// Something could not be removed; asking again, or opening the state folder again, tries again.
-    pub async fn destroy(&self) -> Result<(), Error> {
+    pub async fn destroy(&self) -> Result<(), EngineError> {
         self.engine.destroy(self.id).await
     }
 
@@ -94,7 +94,7 @@ impl Workspace {
     ///
     /// # Errors
     /// It does not run, or is paused.
-    pub async fn guest(&self) -> Result<GuestClient, Error> {
+    pub async fn guest(&self) -> Result<GuestClient, EngineError> {
         let record = self.engine.record(self.id).await?;
         self.engine.client(&record)
     }
@@ -103,7 +103,7 @@ impl Workspace {
     ///
     /// # Errors
     /// It does not run, or its agent cannot be reached. A command that fails or runs out of time is no error.
-    pub async fn exec(&self, command: &str) -> Result<ExecOutput, Error> {
+    pub async fn exec(&self, command: &str) -> Result<ExecOutput, EngineError> {
         self.exec_with(ExecSpec::shell(command), CollectOptions::default()).await
     }
 
@@ -111,19 +111,23 @@ impl Workspace {
     ///
     /// # Errors
     /// As [`Workspace::exec`].
-    pub async fn exec_with(&self, spec: ExecSpec, options: CollectOptions) -> Result<ExecOutput, Error> {
+    pub async fn exec_with(
+        &self,
+        spec: ExecSpec,
+        options: CollectOptions,
+    ) -> Result<ExecOutput, EngineError> {
         let guest = self.guest().await?;
         guest
             .exec_collect(spec, options)
             .await
-            .map_err(|source| Error::operation("run a command in", self.name.as_str(), source))
+            .map_err(|source| EngineError::operation("run a command in", self.name.as_str(), source))
     }
 
     /// Takes a snapshot of its disk; a running machine goes on.
     ///
     /// # Errors
     /// See [`Workspace::snapshot_with`].
-    pub async fn snapshot(&self, name: &str) -> Result<SnapshotInfo, Error> {
+    pub async fn snapshot(&self, name: &str) -> Result<SnapshotInfo, EngineError> {
         self.snapshot_with(SnapshotSpec { name: SnapshotName::new(name)?, crash_consistent: false }).await
     }
 
@@ -132,7 +136,7 @@ impl Workspace {
     /// # Errors
     /// The name is taken; there are 20 snapshots already; the guest did not flush its file systems within 15 s. No
     /// snapshot is left then, and the machine goes on as before.
-    pub async fn snapshot_with(&self, spec: SnapshotSpec) -> Result<SnapshotInfo, Error> {
+    pub async fn snapshot_with(&self, spec: SnapshotSpec) -> Result<SnapshotInfo, EngineError> {
         self.engine.snapshot(self.id, spec).await
     }
 
@@ -140,7 +144,7 @@ impl Workspace {
     ///
     /// # Errors
     /// Records or disk cannot be read.
-    pub async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, Error> {
+    pub async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, EngineError> {
         let record = self.engine.record(self.id).await?;
         let usage = self.engine.backends.storage.usage(record.disk()).await?;
         self.engine.snapshot_infos(self.id, &usage.snapshots.into_iter().collect()).await
@@ -151,7 +155,7 @@ impl Workspace {
     ///
     /// # Errors
     /// No such snapshot: nothing is changed. The machine does not boot: the disk has been put back.
-    pub async fn restore(&self, name: &str) -> Result<RestoreReport, Error> {
+    pub async fn restore(&self, name: &str) -> Result<RestoreReport, EngineError> {
         self.engine.restore(self.id, SnapshotName::new(name)?).await
     }
 
@@ -159,7 +163,7 @@ impl Workspace {
     ///
     /// # Errors
     /// No such snapshot; workspaces were forked from it (the error names them).
-    pub async fn delete_snapshot(&self, name: &str) -> Result<(), Error> {
+    pub async fn delete_snapshot(&self, name: &str) -> Result<(), EngineError> {
         self.engine.delete_snapshot(self.id, SnapshotName::new(name)?).await
     }
 
@@ -169,7 +173,7 @@ impl Workspace {
     ///
     /// # Errors
     /// It runs and no snapshot was named; no such snapshot; the name is taken. Nothing was made then.
-    pub async fn fork(&self, spec: ForkSpec) -> Result<ForkReport, Error> {
+    pub async fn fork(&self, spec: ForkSpec) -> Result<ForkReport, EngineError> {
         self.engine.fork(self.id, spec).await
     }
 
@@ -178,7 +182,11 @@ impl Workspace {
     ///
     /// # Errors
     /// It does not run; the host's port is taken; the guest's port is forwarded already.
-    pub async fn add_forward(&self, guest: GuestPort, host: Option<HostPort>) -> Result<PortForward, Error> {
+    pub async fn add_forward(
+        &self,
+        guest: GuestPort,
+        host: Option<HostPort>,
+    ) -> Result<PortForward, EngineError> {
         self.engine.add_forward(self.id, guest, host).await
     }
 
@@ -186,7 +194,7 @@ impl Workspace {
     ///
     /// # Errors
     /// The port is not forwarded.
-    pub async fn remove_forward(&self, guest: GuestPort) -> Result<(), Error> {
+    pub async fn remove_forward(&self, guest: GuestPort) -> Result<(), EngineError> {
         self.engine.remove_forward(self.id, guest).await
     }
 
@@ -194,7 +202,7 @@ impl Workspace {
     ///
     /// # Errors
     /// The records cannot be read.
-    pub async fn forwards(&self) -> Result<Vec<PortForward>, Error> {
+    pub async fn forwards(&self) -> Result<Vec<PortForward>, EngineError> {
         self.engine.record(self.id).await?;
         self.engine.port_forwards(self.id).await
     }
@@ -204,7 +212,7 @@ impl Workspace {
     ///
     /// # Errors
     /// The network in use cannot do that; nothing is changed then.
-    pub async fn set_policy(&self, change: PolicyChange) -> Result<NetworkPolicy, Error> {
+    pub async fn set_policy(&self, change: PolicyChange) -> Result<NetworkPolicy, EngineError> {
         self.engine.set_policy(self.id, change).await
     }
 
@@ -212,7 +220,7 @@ impl Workspace {
     ///
     /// # Errors
     /// The log cannot be read.
-    pub async fn logs(&self, log: MachineLog, max_bytes: u64) -> Result<Vec<u8>, Error> {
+    pub async fn logs(&self, log: MachineLog, max_bytes: u64) -> Result<Vec<u8>, EngineError> {
         self.engine.record(self.id).await?;
         Ok(self.engine.backends.hypervisor.log_tail(&self.engine.run_dir(self.id), log, max_bytes).await?)
     }
@@ -221,7 +229,7 @@ impl Workspace {
     ///
     /// # Errors
     /// It is gone.
-    pub async fn keep(&self) -> Result<(), Error> {
+    pub async fn keep(&self) -> Result<(), EngineError> {
         self.engine.keep(self.id).await
     }
 }
@@ -247,7 +255,7 @@ impl Engine {
         }
     }
 
-    async fn info(&self, id: WorkspaceId) -> Result<WorkspaceInfo, Error> {
+    async fn info(&self, id: WorkspaceId) -> Result<WorkspaceInfo, EngineError> {
         let record = self.record(id).await?;
         let usage = self.backends.storage.usage(record.disk()).await?;
         Ok(WorkspaceInfo {
@@ -264,7 +272,7 @@ impl Engine {
         })
     }
 
-    async fn port_forwards(&self, id: WorkspaceId) -> Result<Vec<PortForward>, Error> {
+    async fn port_forwards(&self, id: WorkspaceId) -> Result<Vec<PortForward>, EngineError> {
         let forwards = self.records(move |store| store.forwards(id)).await?;
         Ok(forwards
             .into_iter()

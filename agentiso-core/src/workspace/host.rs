@@ -8,9 +8,10 @@ use super::info::{Isolation, PruneReport, Pruned, WorkspaceSummary};
 use super::spec::WorkspaceSpec;
 use crate::backends::Backends;
 use crate::config::Config;
-use crate::error::Error;
+use crate::error::EngineError;
 use crate::image::Images;
 use crate::store::{Store, WorkspaceRecord};
+use crate::types::ProcessRef;
 
 /// A state folder and the workspaces in it.
 ///
@@ -26,7 +27,7 @@ impl Host {
     ///
     /// # Errors
     /// The folder is not usable or not private; its records are of a newer version; QEMU is missing or too old.
-    pub async fn open(config: Config) -> Result<Self, Error> {
+    pub async fn open(config: Config) -> Result<Self, EngineError> {
         let store = open_store(&config).await?;
         let backends = crate::native::backends(&config, store.state_id()).await?;
         Self::assemble(config, store, backends).await
@@ -36,12 +37,12 @@ impl Host {
     ///
     /// # Errors
     /// As [`Host::open`], without those of the backends.
-    pub async fn open_with(config: Config, backends: Backends) -> Result<Self, Error> {
+    pub async fn open_with(config: Config, backends: Backends) -> Result<Self, EngineError> {
         let store = open_store(&config).await?;
         Self::assemble(config, store, backends).await
     }
 
-    async fn assemble(config: Config, store: Store, backends: Backends) -> Result<Self, Error> {
+    async fn assemble(config: Config, store: Store, backends: Backends) -> Result<Self, EngineError> {
         let engine = Arc::new(Engine::new(config, store, backends));
         let reconciling = Arc::clone(&engine);
         engine.finish(async move { reconciling.reconcile().await }).await?;
@@ -55,7 +56,7 @@ impl Host {
     /// # Errors
     /// Unknown image, name taken, disk too small for the image, a policy this network cannot enforce, host port taken,
     /// a machine that does not start (the error carries the end of its console).
-    pub async fn create(&self, spec: WorkspaceSpec) -> Result<Workspace, Error> {
+    pub async fn create(&self, spec: WorkspaceSpec) -> Result<Workspace, EngineError> {
         self.engine.check_policy(&spec.policy)?;
         let record = self.engine.create(spec).await?;
         Ok(self.handle(record))
@@ -65,7 +66,7 @@ impl Host {
     ///
     /// # Errors
     /// The records cannot be read. One that is damaged is left out with a warning.
-    pub async fn list(&self) -> Result<Vec<WorkspaceSummary>, Error> {
+    pub async fn list(&self) -> Result<Vec<WorkspaceSummary>, EngineError> {
         let rows = self.engine.records(|store| store.all()).await?;
         let mut summaries = Vec::with_capacity(rows.len());
         for row in rows {
@@ -81,7 +82,7 @@ impl Host {
     ///
     /// # Errors
     /// There is none, or several ids begin that way.
-    pub async fn workspace(&self, name_or_id: &str) -> Result<Workspace, Error> {
+    pub async fn workspace(&self, name_or_id: &str) -> Result<Workspace, EngineError> {
         Ok(self.handle(self.engine.find(name_or_id).await?))
     }
 
@@ -100,11 +101,11 @@ impl Host {
     ///
     /// # Errors
     /// The records cannot be read. What could not be removed is left out of the report, with a warning.
-    pub async fn prune(&self, dry_run: bool) -> Result<PruneReport, Error> {
+    pub async fn prune(&self, dry_run: bool) -> Result<PruneReport, EngineError> {
         let mut report = PruneReport { done: !dry_run, ..PruneReport::default() };
         for row in self.engine.records(|store| store.all()).await? {
             let Ok(record) = row else { continue };
-            if !record.throwaway_of.as_ref().is_some_and(|owner| !owner.is_alive()) {
+            if record.throwaway_of.as_ref().is_none_or(ProcessRef::is_alive) {
                 continue;
             }
             let bytes =
@@ -139,12 +140,12 @@ impl Host {
     }
 }
 
-async fn open_store(config: &Config) -> Result<Store, Error> {
+async fn open_store(config: &Config) -> Result<Store, EngineError> {
     let layout = config.layout();
     tokio::task::spawn_blocking(move || {
         layout.prepare()?;
         Ok(Store::open(&layout.database())?)
     })
     .await
-    .map_err(Error::Panicked)?
+    .map_err(EngineError::Panicked)?
 }

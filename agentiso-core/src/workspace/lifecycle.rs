@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::engine::{Engine, not_running};
 use super::info::{PortForward, WorkspaceState};
-use crate::error::Error;
+use crate::error::EngineError;
 use crate::network::{NetworkError, NetworkPolicy};
 use crate::store::{Runtime, WorkspaceRecord};
 use crate::types::{GuestPort, HostPort, WorkspaceId};
@@ -36,7 +36,7 @@ impl Engine {
         }
     }
 
-    pub(super) async fn start(self: &Arc<Self>, id: WorkspaceId) -> Result<(), Error> {
+    pub(super) async fn start(self: &Arc<Self>, id: WorkspaceId) -> Result<(), EngineError> {
         self.locked(id, |engine, record| {
             Box::pin(async move {
                 match (engine.living(record).is_some(), record.state) {
@@ -52,18 +52,18 @@ impl Engine {
         .await
     }
 
-    pub(super) async fn stop(self: &Arc<Self>, id: WorkspaceId) -> Result<(), Error> {
+    pub(super) async fn stop(self: &Arc<Self>, id: WorkspaceId) -> Result<(), EngineError> {
         self.locked(id, |engine, record| Box::pin(async move { engine.shut_down(record).await })).await
     }
 
-    pub(super) async fn pause(self: &Arc<Self>, id: WorkspaceId, paused: bool) -> Result<(), Error> {
+    pub(super) async fn pause(self: &Arc<Self>, id: WorkspaceId, paused: bool) -> Result<(), EngineError> {
         self.locked(id, move |engine, record| {
             Box::pin(async move { engine.set_paused(record, paused).await })
         })
         .await
     }
 
-    async fn set_paused(&self, record: &mut WorkspaceRecord, paused: bool) -> Result<(), Error> {
+    async fn set_paused(&self, record: &mut WorkspaceRecord, paused: bool) -> Result<(), EngineError> {
         let Some(runtime) = self.living(record) else {
             return Err(not_running(record, if paused { "paused" } else { "resumed" }));
         };
@@ -76,7 +76,7 @@ impl Engine {
             self.client_of(runtime)
                 .configure(self.present_time())
                 .await
-                .map_err(|source| Error::operation("set the clock of", record.name.as_str(), source))?;
+                .map_err(|source| EngineError::operation("set the clock of", record.name.as_str(), source))?;
             record.state = WorkspaceState::Running;
         }
         self.save(record).await
@@ -88,7 +88,7 @@ impl Engine {
         record: &WorkspaceRecord,
         guest: GuestPort,
         host: Option<HostPort>,
-    ) -> Result<PortForward, Error> {
+    ) -> Result<PortForward, EngineError> {
         let Some(runtime) = self.living(record) else {
             return Err(not_running(record, "given a port forward"));
         };
@@ -112,7 +112,7 @@ impl Engine {
         id: WorkspaceId,
         guest: GuestPort,
         host: Option<HostPort>,
-    ) -> Result<PortForward, Error> {
+    ) -> Result<PortForward, EngineError> {
         self.locked(id, move |engine, record| {
             Box::pin(async move { engine.forward(record, guest, host).await })
         })
@@ -123,12 +123,12 @@ impl Engine {
         self: &Arc<Self>,
         id: WorkspaceId,
         guest: GuestPort,
-    ) -> Result<(), Error> {
+    ) -> Result<(), EngineError> {
         self.locked(id, move |engine, record| {
             Box::pin(async move {
                 let forwards = engine.records(move |store| store.forwards(id)).await?;
                 if !forwards.contains_key(&guest) {
-                    return Err(Error::Parameters {
+                    return Err(EngineError::Parameters {
                         reason: format!("guest port {guest} of workspace {} is not forwarded", record.name),
                         remedy: format!("`agentiso port ls {}` lists its forwards", record.name),
                     });
@@ -146,7 +146,7 @@ impl Engine {
         self: &Arc<Self>,
         id: WorkspaceId,
         change: PolicyChange,
-    ) -> Result<NetworkPolicy, Error> {
+    ) -> Result<NetworkPolicy, EngineError> {
         self.locked(id, move |engine, record| {
             Box::pin(async move {
                 let old = record.policy.clone();
@@ -168,7 +168,7 @@ impl Engine {
     }
 
     /// Refuses what the network of this host cannot do.
-    pub(super) fn check_policy(&self, policy: &NetworkPolicy) -> Result<(), Error> {
+    pub(super) fn check_policy(&self, policy: &NetworkPolicy) -> Result<(), EngineError> {
         let capabilities = self.backends.network.capabilities();
         if policy.allow_inter_vm && !capabilities.inter_vm {
             return Err(NetworkError::Unsupported {
@@ -180,7 +180,7 @@ impl Engine {
         Ok(())
     }
 
-    pub(super) async fn keep(self: &Arc<Self>, id: WorkspaceId) -> Result<(), Error> {
+    pub(super) async fn keep(self: &Arc<Self>, id: WorkspaceId) -> Result<(), EngineError> {
         self.locked(id, |engine, record| {
             Box::pin(async move {
                 record.throwaway_of = None;

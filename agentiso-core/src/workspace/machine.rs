@@ -9,7 +9,7 @@ use super::engine::Engine;
 use super::info::WorkspaceState;
 use crate::channel::client::GuestClient;
 use crate::channel::{ChannelSpec, PreparedChannel};
-use crate::error::Error;
+use crate::error::EngineError;
 use crate::hypervisor::{LaunchSpec, MachineLog};
 use crate::network::{AttachSpec, Attachment};
 use crate::store::{Runtime, WorkspaceRecord};
@@ -32,7 +32,7 @@ impl Engine {
     /// this returns, and is written.
     ///
     /// On failure nothing is left of the machine and the record says `Stopped`; the error carries the console's end.
-    pub(super) async fn boot(&self, record: &mut WorkspaceRecord) -> Result<(), Error> {
+    pub(super) async fn boot(&self, record: &mut WorkspaceRecord) -> Result<(), EngineError> {
         let begun = Instant::now();
         record.state = WorkspaceState::Starting;
         record.crashed = false;
@@ -49,16 +49,19 @@ impl Engine {
                 record.state = WorkspaceState::Stopped;
                 self.save(record).await?;
                 let workspace = record.name.to_string();
-                let error = Error::Start { workspace: workspace.clone(), console, source: Box::new(cause) };
+                let error =
+                    EngineError::Start { workspace: workspace.clone(), console, source: Box::new(cause) };
                 Err(match cleared {
                     Ok(()) => error,
-                    Err(undo) => Error::Undo { workspace, undo: undo.report(), source: Box::new(error) },
+                    Err(undo) => {
+                        EngineError::Undo { workspace, undo: undo.report(), source: Box::new(error) }
+                    }
                 })
             }
         }
     }
 
-    async fn try_boot(&self, record: &mut WorkspaceRecord) -> Result<(), Error> {
+    async fn try_boot(&self, record: &mut WorkspaceRecord) -> Result<(), EngineError> {
         let run_dir = self.run_dir(record.id);
         fresh_folder(&run_dir)?;
         let guest_network = self.launch(record, &run_dir).await?;
@@ -68,7 +71,7 @@ impl Engine {
         client
             .configure(self.configuration(record, guest_network)?)
             .await
-            .map_err(|source| Error::operation("configure", record.name.as_str(), source))
+            .map_err(|source| EngineError::operation("configure", record.name.as_str(), source))
     }
 
     /// Starts the machine and what it is connected to. Each part that was made is in the record at once, so that a
@@ -77,7 +80,7 @@ impl Engine {
         &self,
         record: &mut WorkspaceRecord,
         run_dir: &Path,
-    ) -> Result<NetworkConfiguration, Error> {
+    ) -> Result<NetworkConfiguration, EngineError> {
         let id = record.id;
         let forwards = self.records(move |store| store.forwards(id)).await?;
         let disk = self.backends.storage.open_disk(record.disk()).await?;
@@ -132,13 +135,17 @@ impl Engine {
     }
 
     /// Waits for the agent's first answer, or for the end of the machine.
-    async fn wait_for_agent(&self, record: &WorkspaceRecord, client: &GuestClient) -> Result<(), Error> {
+    async fn wait_for_agent(
+        &self,
+        record: &WorkspaceRecord,
+        client: &GuestClient,
+    ) -> Result<(), EngineError> {
         let Some(runtime) = &record.runtime else { return Err(super::engine::not_running(record, "used")) };
         let limit = self.config.boot_timeout;
         let ready = client.clone().with_connect_limit(limit);
         tokio::select! {
             answer = ready.ping() => {
-                answer.map_err(|source| Error::operation("reach the agent of", record.name.as_str(), source))
+                answer.map_err(|source| EngineError::operation("reach the agent of", record.name.as_str(), source))
             }
             exited = self.backends.hypervisor.wait_exit(&runtime.machine, limit) => {
                 exited?;
@@ -152,12 +159,12 @@ impl Engine {
         &self,
         record: &WorkspaceRecord,
         network: NetworkConfiguration,
-    ) -> Result<Configuration, Error> {
+    ) -> Result<Configuration, EngineError> {
         let mut entropy = [0; ENTROPY_BYTES];
         let mut filled = 0;
         while filled < entropy.len() {
             filled += getrandom(&mut entropy[filled..], GetRandomFlags::empty())
-                .map_err(|source| Error::operation("get entropy for", record.name.as_str(), source))?;
+                .map_err(|source| EngineError::operation("get entropy for", record.name.as_str(), source))?;
         }
         Ok(Configuration {
             hostname: Some(guest_hostname(&record.name)),
@@ -185,7 +192,7 @@ impl Engine {
 
     /// Shuts a workspace's machine down: the agent first, then the power button, then the plug. The caller holds its
     /// lock; its record says `Stopped` when this returns, and is written.
-    pub(super) async fn shut_down(&self, record: &mut WorkspaceRecord) -> Result<(), Error> {
+    pub(super) async fn shut_down(&self, record: &mut WorkspaceRecord) -> Result<(), EngineError> {
         record.state = WorkspaceState::Stopping;
         self.save(record).await?;
         if let Some(runtime) = record.runtime.clone() {
@@ -214,7 +221,11 @@ impl Engine {
     }
 
     /// The two polite steps of the ladder. `true` when the machine is gone.
-    async fn ask_to_power_off(&self, record: &WorkspaceRecord, runtime: &Runtime) -> Result<bool, Error> {
+    async fn ask_to_power_off(
+        &self,
+        record: &WorkspaceRecord,
+        runtime: &Runtime,
+    ) -> Result<bool, EngineError> {
         let hypervisor = &self.backends.hypervisor;
         match self.client_of(runtime).shutdown(self.config.stop_grace).await {
             Ok(()) => {
@@ -232,7 +243,7 @@ impl Engine {
 
     /// Ends a workspace's machine, if there is one, and removes what belonged to it. The record's `runtime` is empty
     /// afterwards; the caller writes it.
-    pub(super) async fn clear_machine(&self, record: &mut WorkspaceRecord) -> Result<(), Error> {
+    pub(super) async fn clear_machine(&self, record: &mut WorkspaceRecord) -> Result<(), EngineError> {
         if let Some(runtime) = &record.runtime {
             self.backends.hypervisor.kill(&runtime.machine).await?;
             self.backends.network.detach(&runtime.network).await?;
@@ -250,25 +261,25 @@ impl Engine {
     }
 
     /// Removes a machine's sockets and logs. Not there: no effect.
-    pub(super) fn remove_run_dir(&self, id: WorkspaceId) -> Result<(), Error> {
+    pub(super) fn remove_run_dir(&self, id: WorkspaceId) -> Result<(), EngineError> {
         remove_folder(&self.run_dir(id))
     }
 }
 
 /// Makes an empty folder that only its owner may enter, whatever was there.
-fn fresh_folder(path: &Path) -> Result<(), Error> {
+fn fresh_folder(path: &Path) -> Result<(), EngineError> {
     use std::os::unix::fs::DirBuilderExt;
     remove_folder(path)?;
     std::fs::DirBuilder::new()
         .mode(0o700)
         .create(path)
-        .map_err(|source| Error::StateDir { path: path.display().to_string(), source })
+        .map_err(|source| EngineError::StateDir { path: path.display().to_string(), source })
 }
 
-fn remove_folder(path: &Path) -> Result<(), Error> {
+fn remove_folder(path: &Path) -> Result<(), EngineError> {
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::StateDir { path: path.display().to_string(), source: error })
+            Err(EngineError::StateDir { path: path.display().to_string(), source: error })
         }
         _ => Ok(()),
     }

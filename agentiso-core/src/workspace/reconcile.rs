@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::engine::Engine;
 use super::info::WorkspaceState;
 use super::lock::WorkspaceLock;
-use crate::error::Error;
+use crate::error::EngineError;
 use crate::storage::StorageError;
 use crate::store::WorkspaceRecord;
 use crate::types::{ProcessRef, WorkspaceId};
@@ -25,7 +25,7 @@ enum StartedBy {
 impl Engine {
     /// Puts right what can be. What cannot is said in a warning and tried again by the next opener: one broken
     /// workspace does not keep the others from being used.
-    pub(super) async fn reconcile(&self) -> Result<(), Error> {
+    pub(super) async fn reconcile(&self) -> Result<(), EngineError> {
         let processes = self.named_processes().await?;
         for row in self.records(|store| store.all()).await? {
             match row {
@@ -46,7 +46,7 @@ impl Engine {
         &self,
         id: WorkspaceId,
         processes: &BTreeMap<WorkspaceId, Vec<(StartedBy, ProcessRef)>>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), EngineError> {
         let Some(lock) = self.try_lock(*id.as_uuid())? else { return Ok(()) };
         // Read again under the lock: it may have changed, or gone.
         let Some(mut record) = self.records(move |store| store.get(id)).await? else {
@@ -72,7 +72,7 @@ impl Engine {
         &self,
         record: &mut WorkspaceRecord,
         processes: &BTreeMap<WorkspaceId, Vec<(StartedBy, ProcessRef)>>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), EngineError> {
         match record.state {
             WorkspaceState::Running | WorkspaceState::Paused if self.living(record).is_none() => {
                 record.crashed = true
@@ -88,7 +88,7 @@ impl Engine {
     }
 
     /// A snapshot that was begun and not finished never was.
-    async fn settle_snapshots(&self, record: &WorkspaceRecord) -> Result<(), Error> {
+    async fn settle_snapshots(&self, record: &WorkspaceRecord) -> Result<(), EngineError> {
         let id = record.id;
         let machine = self.living(record).map(|runtime| runtime.machine.clone());
         for snapshot in self.records(move |store| store.snapshots(id)).await? {
@@ -111,7 +111,7 @@ impl Engine {
     async fn remove_unrecorded(
         &self,
         processes: &BTreeMap<WorkspaceId, Vec<(StartedBy, ProcessRef)>>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), EngineError> {
         let inventory = self.backends.storage.inventory().await?;
         let catalogued = self.images.bases().await?;
         // Read after everything that is compared with them: what is made meanwhile has a record first.
@@ -149,7 +149,7 @@ impl Engine {
         &self,
         id: Uuid,
         processes: &BTreeMap<WorkspaceId, Vec<(StartedBy, ProcessRef)>>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), EngineError> {
         self.kill_all(processes.get(&WorkspaceId::from(id))).await;
         self.backends.storage.destroy_disk(id.into()).await?;
         if !self.images.bases().await?.contains(&id.into()) {
@@ -163,7 +163,7 @@ impl Engine {
     }
 
     /// Ends whatever carries one of these workspaces in its name.
-    pub(super) async fn kill_strays(&self, ids: &[WorkspaceId]) -> Result<(), Error> {
+    pub(super) async fn kill_strays(&self, ids: &[WorkspaceId]) -> Result<(), EngineError> {
         let processes = self.named_processes().await?;
         for id in ids {
             self.kill_all(processes.get(id)).await;
@@ -175,9 +175,11 @@ impl Engine {
         for (started_by, process) in processes.into_iter().flatten() {
             let killed = match started_by {
                 StartedBy::Hypervisor => {
-                    self.backends.hypervisor.kill_process(process).await.map_err(Error::from)
+                    self.backends.hypervisor.kill_process(process).await.map_err(EngineError::from)
                 }
-                StartedBy::Network => self.backends.network.kill_process(process).await.map_err(Error::from),
+                StartedBy::Network => {
+                    self.backends.network.kill_process(process).await.map_err(EngineError::from)
+                }
             };
             if let Err(error) = killed {
                 tracing::warn!(pid = process.pid, error = %error.report(), "could not end a stray process");
@@ -185,7 +187,9 @@ impl Engine {
         }
     }
 
-    async fn named_processes(&self) -> Result<BTreeMap<WorkspaceId, Vec<(StartedBy, ProcessRef)>>, Error> {
+    async fn named_processes(
+        &self,
+    ) -> Result<BTreeMap<WorkspaceId, Vec<(StartedBy, ProcessRef)>>, EngineError> {
         let mut processes: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for (id, process) in self.backends.hypervisor.processes().await? {
             processes.entry(id).or_default().push((StartedBy::Hypervisor, process));
@@ -196,10 +200,10 @@ impl Engine {
         Ok(processes)
     }
 
-    fn try_lock(&self, id: Uuid) -> Result<Option<WorkspaceLock>, Error> {
+    fn try_lock(&self, id: Uuid) -> Result<Option<WorkspaceLock>, EngineError> {
         let folder = self.layout.locks();
         WorkspaceLock::try_take(&folder, id)
-            .map_err(|source| Error::StateDir { path: folder.display().to_string(), source })
+            .map_err(|source| EngineError::StateDir { path: folder.display().to_string(), source })
     }
 }
 

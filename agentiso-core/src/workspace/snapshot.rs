@@ -6,7 +6,7 @@ use super::create::dependent_names;
 use super::engine::{Engine, now};
 use super::info::{RestoreReport, SnapshotInfo, WorkspaceState};
 use super::spec::{MAX_SNAPSHOTS, SnapshotSpec};
-use crate::error::Error;
+use crate::error::EngineError;
 use crate::hypervisor::Machine;
 use crate::storage::{Outcome, PendingSnapshot};
 use crate::store::{SnapshotRecord, WorkspaceRecord};
@@ -17,16 +17,16 @@ impl Engine {
         self: &Arc<Self>,
         id: WorkspaceId,
         spec: SnapshotSpec,
-    ) -> Result<SnapshotInfo, Error> {
+    ) -> Result<SnapshotInfo, EngineError> {
         self.locked(id, move |engine, record| {
             Box::pin(async move {
                 let visible = engine.visible_snapshots(id).await?;
                 let workspace = record.name.to_string();
                 if visible.iter().any(|snapshot| snapshot.name == spec.name.as_str()) {
-                    return Err(Error::SnapshotExists { workspace, snapshot: spec.name.to_string() });
+                    return Err(EngineError::SnapshotExists { workspace, snapshot: spec.name.to_string() });
                 }
                 if visible.len() >= MAX_SNAPSHOTS {
-                    return Err(Error::TooManySnapshots { workspace, max: MAX_SNAPSHOTS });
+                    return Err(EngineError::TooManySnapshots { workspace, max: MAX_SNAPSHOTS });
                 }
                 let taken = engine
                     .take_snapshot(record, spec.name.as_str(), Visibility::Listed, spec.crash_consistent)
@@ -46,19 +46,19 @@ impl Engine {
         name: &str,
         visibility: Visibility,
         crash_consistent: bool,
-    ) -> Result<SnapshotRecord, Error> {
+    ) -> Result<SnapshotRecord, EngineError> {
         let machine = self.living(record).map(|runtime| runtime.machine.clone());
         let mut flushed = machine.is_none();
         if let Some(runtime) = self.living(record).filter(|_| !crash_consistent) {
             if record.state == WorkspaceState::Paused {
-                return Err(Error::WrongState {
+                return Err(EngineError::WrongState {
                     workspace: record.name.to_string(),
                     state: WorkspaceState::Paused,
                     operation: "snapshotted",
                     remedy: "resume it, or take a crash-consistent snapshot".to_owned(),
                 });
             }
-            self.client_of(runtime).sync().await.map_err(|source| Error::NotFlushed {
+            self.client_of(runtime).sync().await.map_err(|source| EngineError::NotFlushed {
                 workspace: record.name.to_string(),
                 source: Box::new(source),
             })?;
@@ -85,7 +85,7 @@ impl Engine {
                 let undone = self.undo_snapshot(record, snapshot.id, machine.as_ref()).await;
                 Err(match undone {
                     Ok(()) => error,
-                    Err(undo) => Error::Undo {
+                    Err(undo) => EngineError::Undo {
                         workspace: record.name.to_string(),
                         undo: undo.report(),
                         source: Box::new(error),
@@ -100,7 +100,7 @@ impl Engine {
         record: &WorkspaceRecord,
         snapshot: &SnapshotRecord,
         machine: Option<&Machine>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), EngineError> {
         let (storage, disk) = (&self.backends.storage, record.disk());
         match (storage.begin_snapshot(disk, snapshot.id).await?, machine) {
             (PendingSnapshot::Pivot { to }, Some(machine)) => {
@@ -128,7 +128,7 @@ impl Engine {
         record: &WorkspaceRecord,
         snapshot: SnapshotId,
         machine: Option<&Machine>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), EngineError> {
         let (storage, disk) = (&self.backends.storage, record.disk());
         let pending = storage.inventory().await?.pending;
         if let Some((_, _, layer)) =
@@ -152,7 +152,10 @@ impl Engine {
     }
 
     /// The snapshots that users see, oldest first.
-    pub(super) async fn visible_snapshots(&self, id: WorkspaceId) -> Result<Vec<SnapshotRecord>, Error> {
+    pub(super) async fn visible_snapshots(
+        &self,
+        id: WorkspaceId,
+    ) -> Result<Vec<SnapshotRecord>, EngineError> {
         let mut snapshots = self.records(move |store| store.snapshots(id)).await?;
         snapshots.retain(|snapshot| !snapshot.hidden && snapshot.ready);
         Ok(snapshots)
@@ -163,12 +166,12 @@ impl Engine {
         &self,
         record: &WorkspaceRecord,
         name: &SnapshotName,
-    ) -> Result<SnapshotRecord, Error> {
+    ) -> Result<SnapshotRecord, EngineError> {
         self.visible_snapshots(record.id)
             .await?
             .into_iter()
             .find(|snapshot| snapshot.name == name.as_str())
-            .ok_or_else(|| Error::NoSuchSnapshot {
+            .ok_or_else(|| EngineError::NoSuchSnapshot {
                 workspace: record.name.to_string(),
                 snapshot: name.to_string(),
             })
@@ -179,7 +182,7 @@ impl Engine {
         &self,
         id: WorkspaceId,
         sizes: &BTreeMap<SnapshotId, u64>,
-    ) -> Result<Vec<SnapshotInfo>, Error> {
+    ) -> Result<Vec<SnapshotInfo>, EngineError> {
         Ok(self.visible_snapshots(id).await?.into_iter().map(|snapshot| describe(snapshot, sizes)).collect())
     }
 
@@ -192,7 +195,7 @@ impl Engine {
         self: &Arc<Self>,
         id: WorkspaceId,
         name: SnapshotName,
-    ) -> Result<RestoreReport, Error> {
+    ) -> Result<RestoreReport, EngineError> {
         self.locked(id, move |engine, record| {
             Box::pin(async move {
                 let snapshot = engine.find_snapshot(record, &name).await?;
@@ -224,14 +227,14 @@ impl Engine {
         self: &Arc<Self>,
         id: WorkspaceId,
         name: SnapshotName,
-    ) -> Result<(), Error> {
+    ) -> Result<(), EngineError> {
         self.locked(id, move |engine, record| {
             Box::pin(async move {
                 let snapshot = engine.find_snapshot(record, &name).await?;
                 if let Err(error) = engine.backends.storage.delete_snapshot(record.disk(), snapshot.id).await
                 {
                     return Err(match dependent_names(engine, &error).await {
-                        Some(dependents) => Error::SnapshotInUse {
+                        Some(dependents) => EngineError::SnapshotInUse {
                             workspace: record.name.to_string(),
                             snapshot: name.to_string(),
                             dependents,

@@ -101,7 +101,8 @@ mod tests {
         kernel[MAGIC..MAGIC + 4].copy_from_slice(b"HdrS");
         kernel[VERSION..VERSION + 2].copy_from_slice(&0x020fu16.to_le_bytes());
         kernel[PAYLOAD_OFFSET..PAYLOAD_OFFSET + 4].copy_from_slice(&512u32.to_le_bytes());
-        kernel[PAYLOAD_LENGTH..PAYLOAD_LENGTH + 4].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+        kernel[PAYLOAD_LENGTH..PAYLOAD_LENGTH + 4]
+            .copy_from_slice(&u32::try_from(payload.len()).unwrap().to_le_bytes());
         kernel.extend_from_slice(payload);
         kernel
     }

@@ -89,7 +89,7 @@ pub(super) mod tests {
         let start = image.len() as u64;
         image[72..80].copy_from_slice(&start.to_le_bytes());
         for (note_name, note_kind) in [(&b"GNU\0"[..], 3), (name, kind)] {
-            image.extend_from_slice(&(note_name.len() as u32).to_le_bytes());
+            image.extend_from_slice(&u32::try_from(note_name.len()).unwrap().to_le_bytes());
             image.extend_from_slice(&5u32.to_le_bytes());
             image.extend_from_slice(&note_kind.to_le_bytes());
             image.extend_from_slice(note_name);

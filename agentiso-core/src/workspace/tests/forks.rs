@@ -3,7 +3,7 @@ use std::time::Duration;
 use super::{Scene, create};
 use crate::testkit::Fault;
 use crate::types::{GuestPort, SnapshotName, WorkspaceName};
-use crate::{Error, ForkSpec, WorkspaceState};
+use crate::{EngineError, ForkSpec, WorkspaceState};
 
 fn from_snapshot(count: u32) -> ForkSpec {
     ForkSpec { snapshot: Some(SnapshotName::new("s").unwrap()), count, ..ForkSpec::default() }
@@ -74,7 +74,7 @@ async fn a_running_workspace_without_a_snapshot_is_refused_with_the_remedy() {
 
     let refused = parent.fork(ForkSpec::default()).await.unwrap_err();
 
-    assert!(matches!(refused, Error::ForkOfRunning { .. }));
+    assert!(matches!(refused, EngineError::ForkOfRunning { .. }));
     assert!(refused.next_step().unwrap().contains("agentiso snapshot create p"));
 }
 
@@ -86,12 +86,12 @@ async fn bad_fork_requests_make_nothing() {
     parent.snapshot("s").await.unwrap();
     let name = Some(WorkspaceName::new("p").unwrap());
 
-    assert!(matches!(parent.fork(from_snapshot(0)).await, Err(Error::OutOfBounds { .. })));
-    assert!(matches!(parent.fork(from_snapshot(21)).await, Err(Error::OutOfBounds { .. })));
+    assert!(matches!(parent.fork(from_snapshot(0)).await, Err(EngineError::OutOfBounds { .. })));
+    assert!(matches!(parent.fork(from_snapshot(21)).await, Err(EngineError::OutOfBounds { .. })));
     let two_of_one_name = ForkSpec { name: name.clone(), ..from_snapshot(2) };
-    assert!(matches!(parent.fork(two_of_one_name).await, Err(Error::Parameters { .. })));
+    assert!(matches!(parent.fork(two_of_one_name).await, Err(EngineError::Parameters { .. })));
     let taken = ForkSpec { name, ..from_snapshot(1) };
-    assert!(matches!(parent.fork(taken).await, Err(Error::NameTaken { .. })));
+    assert!(matches!(parent.fork(taken).await, Err(EngineError::NameTaken { .. })));
 
     assert_eq!(host.list().await.unwrap().len(), 1);
 }

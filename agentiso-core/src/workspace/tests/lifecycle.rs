@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::{Scene, create, eventually, try_create};
 use crate::types::{DiskGib, Resources, WorkspaceName};
-use crate::{Error, WorkspaceSpec, WorkspaceState};
+use crate::{EngineError, WorkspaceSpec, WorkspaceState};
 
 #[tokio::test]
 async fn create_gives_a_running_configured_machine() {
@@ -33,7 +33,7 @@ async fn destroy_leaves_nothing() {
 
     assert_eq!(scene.leftovers().await, Vec::<String>::new());
     assert!(host.list().await.unwrap().is_empty());
-    assert!(matches!(workspace.info().await, Err(Error::NoSuchWorkspace { .. })));
+    assert!(matches!(workspace.info().await, Err(EngineError::NoSuchWorkspace { .. })));
 }
 
 #[tokio::test]
@@ -47,7 +47,7 @@ async fn bad_input_is_refused_and_leaves_nothing() {
 
     let refused = host.create(inter_vm).await;
 
-    assert!(matches!(refused, Err(Error::Network(_))), "{refused:?}");
+    assert!(matches!(refused, Err(EngineError::Network(_))), "{refused:?}");
     assert_eq!(scene.leftovers().await, Vec::<String>::new());
 }
 
@@ -73,7 +73,7 @@ async fn two_creates_of_one_name_make_one_workspace() {
 
     assert_eq!(usize::from(first.is_ok()) + usize::from(second.is_ok()), 1);
     let refused = first.err().or(second.err()).unwrap();
-    assert!(matches!(refused, Error::NameTaken { .. }), "{refused:?}");
+    assert!(matches!(refused, EngineError::NameTaken { .. }), "{refused:?}");
     assert_eq!(one.list().await.unwrap().len(), 1);
 }
 
@@ -88,7 +88,7 @@ async fn stop_then_start_keeps_files_and_both_are_idempotent() {
         workspace.stop().await.unwrap();
     }
     assert_eq!(workspace.info().await.unwrap().summary.state, WorkspaceState::Stopped);
-    assert!(matches!(workspace.exec("true").await, Err(Error::WrongState { .. })));
+    assert!(matches!(workspace.exec("true").await, Err(EngineError::WrongState { .. })));
     for _ in 0..2 {
         workspace.start().await.unwrap();
     }
@@ -124,7 +124,7 @@ async fn a_name_an_id_and_the_beginning_of_an_id_find_a_workspace() {
         assert_eq!(host.workspace(given).await.unwrap().id(), id, "{given}");
     }
     for given in ["", "b", &text[..7], "../x", "%%%%%%%%"] {
-        assert!(matches!(host.workspace(given).await, Err(Error::NoSuchWorkspace { .. })), "{given}");
+        assert!(matches!(host.workspace(given).await, Err(EngineError::NoSuchWorkspace { .. })), "{given}");
     }
 }
 
@@ -174,7 +174,7 @@ async fn a_machine_that_powers_itself_off_is_seen_as_crashed_and_starts_again() 
 
     let summary = workspace.info().await.unwrap().summary;
     assert_eq!((summary.state, summary.crashed), (WorkspaceState::Stopped, true));
-    assert!(matches!(workspace.exec("true").await, Err(Error::WrongState { .. })));
+    assert!(matches!(workspace.exec("true").await, Err(EngineError::WrongState { .. })));
     workspace.start().await.unwrap();
     assert_eq!(workspace.exec("cat /note").await.unwrap().stdout_text(), "kept\n");
     assert!(!workspace.info().await.unwrap().summary.crashed);

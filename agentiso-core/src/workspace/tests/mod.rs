@@ -13,7 +13,7 @@ use std::{sync::Arc, time::Duration};
 use crate::storage::Storage;
 use crate::testkit::FakeHost;
 use crate::types::{BaseId, Resources};
-use crate::{Backends, Config, Error, Host, Workspace, WorkspaceSpec};
+use crate::{Backends, Config, EngineError, Host, Workspace, WorkspaceSpec};
 
 /// A state folder with an image `test`, on a pretended host.
 struct Scene {
@@ -86,7 +86,7 @@ async fn create(host: &Host, name: &str) -> Workspace {
     try_create(host, name).await.unwrap()
 }
 
-async fn try_create(host: &Host, name: &str) -> Result<Workspace, Error> {
+async fn try_create(host: &Host, name: &str) -> Result<Workspace, EngineError> {
     host.create(WorkspaceSpec::new("test").name(name).unwrap().resources(Resources::default())).await
 }
 

@@ -164,8 +164,9 @@ impl Expected {
     }
 }
 
-async fn perform(host: &Host, step: &Step) -> Result<(), crate::Error> {
-    let find = async |name: usize| -> Result<Workspace, crate::Error> { host.workspace(NAMES[name]).await };
+async fn perform(host: &Host, step: &Step) -> Result<(), crate::EngineError> {
+    let find =
+        async |name: usize| -> Result<Workspace, crate::EngineError> { host.workspace(NAMES[name]).await };
     match *step {
         Step::Create(name) => {
             let workspace = try_create(host, NAMES[name]).await?;

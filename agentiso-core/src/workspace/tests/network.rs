@@ -1,7 +1,7 @@
 use super::{Scene, create};
 use crate::network::NetworkError;
 use crate::types::{GuestPort, HostPort};
-use crate::{Error, PolicyChange, StoreError};
+use crate::{EngineError, PolicyChange, StoreError};
 
 fn guest(port: u64) -> GuestPort {
     GuestPort::new(port).unwrap()
@@ -26,7 +26,7 @@ async fn forwards_are_in_force_again_after_a_restart() {
     assert_eq!(workspace.forwards().await.unwrap(), [forward]);
     workspace.remove_forward(guest(80)).await.unwrap();
     assert!(!scene.fakes.is_listening(forward.host_port));
-    assert!(matches!(workspace.remove_forward(guest(80)).await, Err(Error::Parameters { .. })));
+    assert!(matches!(workspace.remove_forward(guest(80)).await, Err(EngineError::Parameters { .. })));
 }
 
 #[tokio::test]
@@ -41,8 +41,8 @@ async fn taken_ports_are_refused_and_change_nothing() {
     let foreign = two.add_forward(guest(80), Some(host_port(9000))).await;
     let promised = two.add_forward(guest(80), Some(host_port(9001))).await;
 
-    assert!(matches!(foreign, Err(Error::Network(NetworkError::PortTaken { .. }))), "{foreign:?}");
-    assert!(matches!(promised, Err(Error::Store(StoreError::PortTaken { .. }))), "{promised:?}");
+    assert!(matches!(foreign, Err(EngineError::Network(NetworkError::PortTaken { .. }))), "{foreign:?}");
+    assert!(matches!(promised, Err(EngineError::Store(StoreError::PortTaken { .. }))), "{promised:?}");
     assert!(two.forwards().await.unwrap().is_empty());
     assert!(!scene.fakes.is_listening(host_port(9001)));
 }

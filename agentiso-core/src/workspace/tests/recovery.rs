@@ -159,7 +159,8 @@ async fn throwaway_goes_with_its_process_and_others_stay() {
     let spec = WorkspaceSpec { throwaway: true, ..WorkspaceSpec::new("test").name("goes").unwrap() };
     let goes = host.create(spec).await.unwrap();
     // This process lives on, so its reference is replaced by one of a process that does not.
-    let mut record = host.workspace("goes").await.map(|_| ()).and(Ok::<_, crate::Error>(goes.id())).unwrap();
+    let mut record =
+        host.workspace("goes").await.map(|_| ()).and(Ok::<_, crate::EngineError>(goes.id())).unwrap();
     forget_owner(&scene, &mut record);
 
     let reopened = scene.open().await;

@@ -1,7 +1,7 @@
 use super::{Scene, create};
 use crate::testkit::Fault;
 use crate::types::SnapshotName;
-use crate::{Error, MAX_SNAPSHOTS, SnapshotSpec, WorkspaceState};
+use crate::{EngineError, MAX_SNAPSHOTS, SnapshotSpec, WorkspaceState};
 
 async fn names(workspace: &crate::Workspace) -> Vec<String> {
     workspace.snapshots().await.unwrap().into_iter().map(|snapshot| snapshot.name).collect()
@@ -47,9 +47,9 @@ async fn snapshot_refuses_a_name_that_is_taken_and_one_too_many() {
         workspace.snapshot(&format!("s{number}")).await.unwrap();
     }
 
-    assert!(matches!(workspace.snapshot("s0").await, Err(Error::SnapshotExists { .. })));
-    assert!(matches!(workspace.snapshot("new").await, Err(Error::TooManySnapshots { .. })));
-    assert!(matches!(workspace.restore("none").await, Err(Error::NoSuchSnapshot { .. })));
+    assert!(matches!(workspace.snapshot("s0").await, Err(EngineError::SnapshotExists { .. })));
+    assert!(matches!(workspace.snapshot("new").await, Err(EngineError::TooManySnapshots { .. })));
+    assert!(matches!(workspace.restore("none").await, Err(EngineError::NoSuchSnapshot { .. })));
 }
 
 #[tokio::test]
@@ -61,7 +61,7 @@ async fn snapshot_of_a_guest_that_does_not_flush_is_refused_unless_crash_consist
 
     let refused = workspace.snapshot("s").await;
 
-    assert!(matches!(refused, Err(Error::NotFlushed { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(EngineError::NotFlushed { .. })), "{refused:?}");
     assert!(names(&workspace).await.is_empty());
     let spec = SnapshotSpec { name: SnapshotName::new("s").unwrap(), crash_consistent: true };
     assert!(workspace.snapshot_with(spec).await.unwrap().crash_consistent);
