@@ -60,8 +60,23 @@ pub(crate) enum Lost {
 struct Port {
     /// An epoll that reports each change once: a host goes, or sends.
     changes: OwnedFd,
+    /// Whether it also reports room for output. Without a host there is none, so that this reports that one has come;
+    /// at other times it would only wake the thread after each reply.
+    watches_room: bool,
     /// Since when no host is connected, as far as the guest knows.
     without_host_since: Option<Instant>,
+}
+
+impl Port {
+    const CHANGES: epoll::EventFlags = epoll::EventFlags::IN.union(epoll::EventFlags::ET);
+
+    /// Begins or ends to watch for room; what is there already is reported too.
+    fn watch_room(&mut self, fd: &OwnedFd, watch: bool) {
+        if self.watches_room != watch {
+            let flags = if watch { Self::CHANGES | epoll::EventFlags::OUT } else { Self::CHANGES };
+            self.watches_room = epoll::modify(&self.changes, fd, NO_EVENT.data, flags).is_ok() && watch;
+        }
+    }
 }
 
 /// A channel with the buffers of the connection on it.
@@ -88,12 +103,9 @@ impl Connection {
     /// The system is out of descriptors.
     pub(super) fn on_port(fd: OwnedFd) -> Result<Self, Errno> {
         let changes = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        // Not that there is room for output: that would wake the thread after each reply. A host that came is noticed
-        // by what it sends, or when the grace is over.
-        let events = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        epoll::add(&changes, &fd, epoll::EventData::new_u64(0), events)?;
+        epoll::add(&changes, &fd, NO_EVENT.data, Port::CHANGES)?;
         let mut connection = Self::on_socket(fd);
-        connection.port = Some(Port { changes, without_host_since: None });
+        connection.port = Some(Port { changes, watches_room: false, without_host_since: None });
         Ok(connection)
     }
 
@@ -322,6 +334,9 @@ impl Connection {
         let stall = self.stall_deadline();
         let alone_since = self.port.as_ref().and_then(|port| port.without_host_since);
         let loss = alone_since.map(|since| since + LOSS_GRACE);
+        if let Some(port) = self.port.as_mut().filter(|_| loss.is_some()) {
+            port.watch_room(&self.fd, true);
+        }
         let until = [deadline, stall, loss].into_iter().flatten().min();
         let mut events = PollFlags::empty();
         if want_input {
@@ -432,6 +447,7 @@ impl Connection {
     fn note_host(&mut self) {
         if let Some(port) = &mut self.port {
             port.without_host_since = None;
+            port.watch_room(&self.fd, false);
         }
     }
 
