@@ -92,13 +92,8 @@ impl Stages {
             total.skipped += counts.skipped;
         }
         let took: Duration = self.ended.iter().map(|ended| ended.took).sum();
-        println!(
-            "  {} passed, {} failed, {} skipped in {} s",
-            total.passed,
-            total.failed,
-            total.skipped,
-            took.as_secs()
-        );
+        println!("  all stages took {} s", took.as_secs());
+        println!("{} passed, {} failed, {} skipped", total.passed, total.failed, total.skipped);
         if failures.is_empty() {
             Ok(())
         } else {

@@ -164,19 +164,23 @@ struct Counter {
 impl Counter {
     /// Returns whether the line is worth showing.
     fn see(&mut self, line: &str) -> bool {
+        // What a test itself prints is indented by nextest: it may print the results of tests that it ran.
+        let is_a_tests_own = line.starts_with("    ") && !line.starts_with("     Summary [");
         let line = line.trim_start();
-        if line.starts_with("Summary [") || line.starts_with("test result:") {
-            self.passed += number_before(line, " passed");
-            self.failed += number_before(line, " failed") + number_before(line, " timed out");
-            return true;
-        }
         if line.starts_with("skipped:") {
             self.said_skipped += 1;
             return true;
         }
-        ["FAIL", "TIMEOUT", "SIG", "SLOW", "error", "warning", "test result"]
-            .iter()
-            .any(|word| line.starts_with(word))
+        if line.starts_with("Summary [") {
+            // Once at the end, and again behind the failures.
+            (self.passed, self.failed) = (0, 0);
+        }
+        if line.starts_with("Summary [") || (line.starts_with("test result:") && !is_a_tests_own) {
+            self.passed += number_before(line, " passed");
+            self.failed += number_before(line, " failed") + number_before(line, " timed out");
+            return true;
+        }
+        ["FAIL", "TIMEOUT", "SIG", "SLOW", "error", "warning"].iter().any(|word| line.starts_with(word))
     }
 
     fn counts(&self) -> Counts {
@@ -253,12 +257,16 @@ mod tests_of_test {
         let mut counter = Counter::default();
         for line in [
             "     Summary [  10.334s] 120 tests run: 117 passed (1 slow), 2 failed, 1 timed out, 3 skipped",
+            "     Summary [  10.334s] 120 tests run: 117 passed (1 slow), 2 failed, 1 timed out, 3 skipped",
             "test result: ok. 46 passed; 0 failed; 0 ignored; 0 measured; 4 filtered out; finished in 8.21s",
             "    skipped: cpio is not installed",
         ] {
             assert!(counter.see(line), "{line}");
         }
         assert!(!counter.see("        PASS [   0.004s] agentiso-core image::x"));
+        assert!(
+            !counter.see("    test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 26 filtered out")
+        );
         assert_eq!(counter.counts(), Counts { passed: 162, failed: 3, skipped: 1 });
     }
 

@@ -203,8 +203,9 @@ async fn machine_cannot_make_sockets() {
     let fixture = fixture!();
     let qemu = fixture.qemu().await;
     let machine = qemu.launch(fixture.new_spec().await).await.unwrap();
-    let folder = fixture.new_folder("listening");
-    let unix_path = folder.join("socket");
+    // A socket's path must be short, wherever this run keeps its temporary files.
+    let folder = tempfile::Builder::new().prefix("agentiso-listening-").tempdir_in("/tmp").unwrap();
+    let unix_path = folder.path().join("socket");
     let unix = std::os::unix::net::UnixListener::bind(&unix_path).unwrap();
     let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = tcp.local_addr().unwrap().port().to_string();

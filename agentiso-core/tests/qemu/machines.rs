@@ -167,7 +167,11 @@ fn everything_holds_for_an_ordinary_user() {
     if !is_root() {
         return println!("skipped: not root, so all other tests show it already");
     }
-    let folder = tempfile::Builder::new().prefix("agentiso-user-").tempdir().unwrap();
+    // Where everybody may enter, wherever this run keeps its temporary files.
+    let folder = tempfile::Builder::new().prefix("agentiso-user-").tempdir_in("/tmp").unwrap();
+    let temporary = folder.path().join("tmp");
+    std::fs::create_dir(&temporary).unwrap();
+    set_mode(&temporary, 0o777);
     let program = folder.path().join("tests");
     let shim = folder.path().join("agentiso-shim");
     std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
@@ -180,6 +184,7 @@ fn everything_holds_for_an_ordinary_user() {
         .args(["--skip", "everything_holds_for_an_ordinary_user", "--test-threads", "2"])
         .env_remove("HOME")
         .env("AGENTISO_TEST_SHIM", &shim)
+        .env("TMPDIR", &temporary)
         .current_dir("/")
         .uid(65534)
         .gid(65534)
