@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -42,7 +43,9 @@ pub(crate) fn test() -> Done {
     stages.run("doctests", || doctests(&work, &run_folder));
     stages.run("musl", musl);
     machines(&mut stages, &work, &run_folder);
-    stages.run("leftovers", || leftovers::check(&[&run_folder.path, &work.join("seed")]).into());
+    stages.run("leftovers", || {
+        leftovers::check(&[&run_folder.path, &run_folder.temporary, &work.join("seed")]).into()
+    });
     stages.summary()
 }
 
@@ -222,28 +225,35 @@ fn lock(work: &Path) -> Done<fs::File> {
 }
 
 /// A folder for all files of one run, so that what is left of it can be told from everything else. Removed at the end.
+///
+/// State folders share the seed's files by hard links and so lie beside it. Temporary files have a folder with a short
+/// path, for tests that make sockets.
 struct RunFolder {
+    temporary: PathBuf,
     path: PathBuf,
 }
 
 impl RunFolder {
     fn create(work: &Path) -> Done<Self> {
         let path = work.join(format!("run-{}", std::process::id()));
-        let temporary = path.join("tmp");
-        fs::create_dir_all(&temporary).map_err(run::at("create", &temporary))?;
-        Ok(Self { path })
+        fs::create_dir_all(&path).map_err(run::at("create", &path))?;
+        let temporary = std::env::temp_dir().join(format!("agentiso-test-{}", std::process::id()));
+        fs::DirBuilder::new().mode(0o755).create(&temporary).map_err(run::at("create", &temporary))?;
+        Ok(Self { temporary, path })
     }
 
     /// Has a program make its temporary files in here.
     fn show_to(&self, command: &mut Command) {
-        command.env("TMPDIR", self.path.join("tmp"));
+        command.env("TMPDIR", &self.temporary);
     }
 }
 
 impl Drop for RunFolder {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.path) {
-            eprintln!("xtask: could not remove {}: {error}", self.path.display());
+        for folder in [&self.path, &self.temporary] {
+            if let Err(error) = fs::remove_dir_all(folder) {
+                eprintln!("xtask: could not remove {}: {error}", folder.display());
+            }
         }
     }
 }
