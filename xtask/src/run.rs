@@ -64,7 +64,9 @@ pub(crate) fn cargo() -> Command {
 
 /// As people would type it.
 pub(crate) fn shown(command: &Command) -> String {
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    // The folder of a program says nothing to people, and cargo's is long.
+    let program = Path::new(command.get_program());
+    let words = std::iter::once(program.file_name().unwrap_or(program.as_os_str())).chain(command.get_args());
     words.map(quoted).collect::<Vec<_>>().join(" ")
 }
 
