@@ -10,7 +10,7 @@ use super::info::WorkspaceState;
 use crate::channel::client::GuestClient;
 use crate::channel::{ChannelSpec, PreparedChannel};
 use crate::error::EngineError;
-use crate::hypervisor::{LaunchSpec, MachineLog};
+use crate::hypervisor::{HypervisorError, LaunchSpec, MachineLog};
 use crate::network::{AttachSpec, Attachment};
 use crate::store::{Runtime, WorkspaceRecord};
 use crate::types::{WorkspaceId, guest_hostname};
@@ -143,13 +143,18 @@ impl Engine {
         let Some(runtime) = &record.runtime else { return Err(super::engine::not_running(record, "used")) };
         let limit = self.config.boot_timeout;
         let ready = client.clone().with_connect_limit(limit);
+        let gone = async {
+            // A machine that is there when the time is over is the agent's silence, which has its own error.
+            while !self.backends.hypervisor.wait_exit(&runtime.machine, limit).await? {}
+            Ok(())
+        };
         tokio::select! {
             answer = ready.ping() => {
                 answer.map_err(|source| EngineError::operation("reach the agent of", record.name.as_str(), source))
             }
-            exited = self.backends.hypervisor.wait_exit(&runtime.machine, limit) => {
-                exited?;
-                Err(crate::hypervisor::HypervisorError::Gone { id: record.id }.into())
+            ended = gone => {
+                ended.map_err(|error: HypervisorError| EngineError::from(error))?;
+                Err(HypervisorError::Gone { id: record.id }.into())
             }
         }
     }
