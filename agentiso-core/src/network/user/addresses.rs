@@ -6,6 +6,7 @@ use crate::network::MacAddress;
 use crate::types::WorkspaceId;
 
 /// The network of a machine and its gateway; no packet ever leaves it. The same numbers as QEMU's own user network.
+#[cfg(any(test, feature = "shim"))]
 pub(crate) const NETWORK: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 0);
 /// Bits of its network part.
 pub(crate) const PREFIX: u8 = 24;

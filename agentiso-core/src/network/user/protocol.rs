@@ -13,6 +13,7 @@ use crate::types::{GuestPort, HostPort};
 pub(crate) const MAX_MESSAGE_BYTES: usize = 512 * 1024;
 
 /// Forwards of one machine. Each takes two descriptors of its shim.
+#[cfg(any(test, feature = "shim"))]
 pub(crate) const MAX_FORWARDS: usize = 64;
 
 /// What the manager asks of a shim.
