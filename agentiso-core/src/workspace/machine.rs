@@ -10,7 +10,7 @@ use super::info::WorkspaceState;
 use crate::channel::client::GuestClient;
 use crate::channel::{ChannelSpec, PreparedChannel};
 use crate::error::EngineError;
-use crate::hypervisor::{HypervisorError, LaunchSpec, MachineLog};
+use crate::hypervisor::{HypervisorError, LaunchSpec, MachineLog, printable};
 use crate::network::{AttachSpec, Attachment};
 use crate::store::{Runtime, WorkspaceRecord};
 use crate::types::{WorkspaceId, guest_hostname};
@@ -262,7 +262,7 @@ impl Engine {
     async fn error_log(&self, id: WorkspaceId) -> String {
         let log =
             self.backends.hypervisor.log_tail(&self.run_dir(id), MachineLog::Console, ERROR_LOG_BYTES).await;
-        log.map(|bytes| printable(&bytes)).unwrap_or_default()
+        log.map(|bytes| printable(&bytes).trim().to_owned()).unwrap_or_default()
     }
 
     /// Removes a machine's sockets and logs. Not there: no effect.
@@ -296,11 +296,4 @@ fn report_failed_undo<E: std::error::Error>(record: &WorkspaceRecord, undone: Re
     if let Err(error) = undone {
         tracing::warn!(workspace = %record.name, %error, "could not clean up after a failed launch");
     }
-}
-
-/// What a guest printed, without what could steer a terminal.
-pub(super) fn printable(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
-    let shown = text.chars().filter(|c| *c == '\n' || *c == '\t' || !c.is_control()).collect::<String>();
-    shown.trim().to_owned()
 }
