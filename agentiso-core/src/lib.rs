@@ -44,6 +44,7 @@ pub mod channel;
 mod config;
 pub mod doctor;
 mod error;
+mod file_lock;
 pub mod hypervisor;
 pub mod image;
 mod native;

@@ -11,11 +11,12 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::{
     Assets, ImageError, command,
-    files::{self, FileLock, Sha256Digest, Sha256Writer},
+    files::{self, Sha256Digest, Sha256Writer},
     progress::{Progress, Stage},
 };
 use crate::channel::client::{CollectOptions, DataSink, ExecSpec, GuestClient, GuestError};
 use crate::channel::{ChannelRecord, ChannelSpec, GuestChannel, PreparedChannel};
+use crate::file_lock::FileLock;
 use crate::hypervisor::{AgentOption, Hypervisor, LaunchSpec, Machine, MachineLog, MachineStatus};
 use crate::storage::{BaseInfo, LayerFormat, Storage, StorageError};
 use crate::types::{BaseId, ImageName, MachineUid, MemoryMib, VcpuCount, WorkspaceId};
@@ -250,7 +251,7 @@ impl Builder {
             Ok(())
         };
         // What could not be removed keeps no lock: whoever opens the state folder next tries again.
-        self.lock.remove(&lock_path(&self.site.state, self.base));
+        self.lock.remove();
         machine.and(base)
     }
 

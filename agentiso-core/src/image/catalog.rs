@@ -4,7 +4,8 @@ use std::{collections::BTreeSet, fs, io, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::files::{self, FileLock, Sha256Digest};
+use super::files::{self, Sha256Digest};
+use crate::file_lock::FileLock;
 use crate::types::{BaseId, ImageName};
 
 /// Format of the entries that this version writes, and the newest that it reads.

@@ -1,13 +1,12 @@
-//! Files that appear whole or not at all, their digests, and locks that die with their holder.
+//! Files that appear whole or not at all, and their digests.
 
 use std::{
     fs::{self, File},
     io::{self, Read, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::PermissionsExt,
     path::Path,
 };
 
-use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -113,50 +112,6 @@ pub(super) fn create_private_folder(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// A lock on a file, released when dropped and by the kernel when its holder dies.
-#[derive(Debug)]
-pub(super) struct FileLock {
-    _file: File,
-}
-
-impl FileLock {
-    /// Waits for the lock. Blocks.
-    pub(super) fn acquire(path: &Path) -> io::Result<Self> {
-        Self::with(path, FlockOperation::LockExclusive)
-    }
-
-    /// Removes the lock's file while it is held. Whoever waits for it notices and gets a lock on a new one.
-    pub(super) fn remove(self, path: &Path) {
-        // One that stays does no harm: whoever opens the state folder next finds and removes it.
-        let _ = fs::remove_file(path);
-    }
-
-    fn with(path: &Path, operation: FlockOperation) -> io::Result<Self> {
-        if let Some(folder) = path.parent() {
-            create_private_folder(folder)?;
-        }
-        loop {
-            let mut options = fs::OpenOptions::new();
-            let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-            match flock(&file, operation) {
-                Ok(()) => {}
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(error) => return Err(error.into()),
-            }
-            // While we waited the file may have been removed, and made anew: nobody looks at ours then.
-            let held = file.metadata()?;
-            match fs::metadata(path) {
-                Ok(named) if (named.dev(), named.ino()) == (held.dev(), held.ino()) => {
-                    return Ok(Self { _file: file });
-                }
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,35 +139,6 @@ mod tests {
         assert!(failed.is_err());
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
-    }
-
-    fn try_lock(path: &Path) -> io::Result<FileLock> {
-        FileLock::with(path, FlockOperation::NonBlockingLockExclusive)
-    }
-
-    #[test]
-    fn lock_is_free_again_when_dropped() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("locks/x.lock");
-        let held = FileLock::acquire(&path).unwrap();
-        assert_eq!(try_lock(&path).unwrap_err().kind(), io::ErrorKind::WouldBlock);
-        drop(held);
-        assert!(try_lock(&path).is_ok());
-    }
-
-    #[test]
-    fn waiter_for_a_removed_lock_gets_a_lock_that_others_see() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("x.lock");
-        let held = FileLock::acquire(&path).unwrap();
-        let waiter = std::thread::spawn({
-            let path = path.clone();
-            move || FileLock::acquire(&path).unwrap()
-        });
-        held.remove(&path);
-        let second = waiter.join().unwrap();
-        assert_eq!(try_lock(&path).unwrap_err().kind(), io::ErrorKind::WouldBlock);
-        drop(second);
     }
 
     #[test]

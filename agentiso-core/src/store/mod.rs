@@ -13,6 +13,7 @@ use std::{path::Path, sync::Mutex, time::Duration};
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
+use crate::file_lock::FileLock;
 pub(crate) use record::{Runtime, SnapshotRecord, WorkspaceRecord};
 
 /// How long a write waits for another process's, before it fails. Each takes milliseconds.
@@ -36,10 +37,23 @@ impl Store {
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = Connection::open_with_flags(path, flags).map_err(failed)?;
         connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
-        connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
         connection.pragma_update(None, "synchronous", "NORMAL").map_err(failed)?;
         connection.pragma_update(None, "foreign_keys", true).map_err(failed)?;
-        schema::migrate(&mut connection, &file)?;
+        // Two that turn a new file to write-ahead logging at once get in each other's way, and SQLite then refuses one
+        // without waiting: whoever makes the records does it alone.
+        let mode: String =
+            connection.query_row("PRAGMA journal_mode", [], |row| row.get(0)).map_err(failed)?;
+        if mode == "wal" {
+            schema::migrate(&mut connection, &file)?;
+        } else {
+            let mut lock = path.as_os_str().to_owned();
+            lock.push(".lock");
+            let lock = FileLock::acquire(Path::new(&lock))
+                .map_err(|source| StoreError::Lock { file: file.clone(), source })?;
+            connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
+            schema::migrate(&mut connection, &file)?;
+            lock.remove();
+        }
         let state_id = connection
             .query_row("SELECT value FROM meta WHERE key = 'state_id'", [], |row| row.get(0))
             .map_err(failed)?;
@@ -91,6 +105,15 @@ pub enum StoreError {
         /// What it said.
         #[source]
         source: rusqlite::Error,
+    },
+    /// The lock under which records are made could not be taken.
+    #[error("could not lock the records in {file}")]
+    Lock {
+        /// The database.
+        file: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
     },
     /// A newer agentiso made it.
     #[error(

@@ -29,6 +29,29 @@ fn scratch() -> (tempfile::TempDir, Store) {
 }
 
 #[test]
+fn open_of_new_records_by_many_at_once_serves_all() {
+    for _ in 0..10 {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agentiso.db");
+        let openers: Vec<_> = (0..8)
+            .map(|number| {
+                let path = path.clone();
+                std::thread::spawn(move || {
+                    let store = Store::open(&path)?;
+                    store.insert(record(&format!("w{number}")), true)?;
+                    Ok::<_, StoreError>(store.state_id().to_owned())
+                })
+            })
+            .collect();
+
+        let ids: Vec<_> = openers.into_iter().map(|opener| opener.join().unwrap().unwrap()).collect();
+
+        assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+        assert_eq!(Store::open(&path).unwrap().all().unwrap().len(), 8);
+    }
+}
+
+#[test]
 fn insert_keeps_every_field_across_a_reopen() {
     let (folder, store) = scratch();
     let written = store.insert(record("a"), true).unwrap();

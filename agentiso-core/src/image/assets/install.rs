@@ -10,8 +10,9 @@ use super::{
     locate,
     manifest::{FileRecord, KernelRecord, Manifest},
 };
+use crate::file_lock::FileLock;
 use crate::image::{
-    files::{self, FileLock, Sha256Digest, Sha256Writer},
+    files::{self, Sha256Digest, Sha256Writer},
     initramfs,
     kernel::{self, KernelError, KernelSource, ModuleTree},
     modules_tar,
