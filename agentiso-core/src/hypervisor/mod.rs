@@ -1,6 +1,7 @@
 //! Runs machines.
 
 mod log;
+mod memory;
 pub mod qemu;
 
 use std::{path::PathBuf, time::Duration};
@@ -9,23 +10,24 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 pub use log::printable;
+pub use memory::{AfterCapture, Capture, CaptureSpec, DiskStep, MachineMemory, MemoryImage, Start};
 
 use crate::channel::ChannelDevice;
 use crate::network::Nic;
 use crate::storage::{DiskChain, DiskLayer, LayerId};
-use crate::types::{MachineUid, MemoryMib, ProcessRef, VcpuCount, WorkspaceId};
+use crate::types::{MachineUid, MemoryMib, ProcessRef, SnapshotId, VcpuCount, WorkspaceId};
 
 /// Starts, watches and ends machines.
 ///
 /// A machine is a process of its own that outlives whoever launched it; every method but `launch` works from a
 /// [`Machine`] record alone, in any process of the same user.
 #[async_trait]
-pub trait Hypervisor: Send + Sync {
+pub trait Hypervisor: MachineMemory {
     /// What this hypervisor is and can do on this host. Never fails: what is missing was an error when it was opened.
     fn capabilities(&self) -> HypervisorCapabilities;
 
     /// Starts a machine and returns once its process is confined as asked, its control socket answers and its vCPUs
-    /// run. The guest itself may still be booting.
+    /// run. The guest itself may still be booting; one that is restored goes on where its image was captured.
     ///
     /// On failure (and when the future is dropped) no process and no file of it is left; the error carries the tail
     /// of the machine's logs.
@@ -112,6 +114,8 @@ pub struct LaunchSpec {
     pub id: WorkspaceId,
     /// The user its processes run under; `Some` exactly when the launcher is root.
     pub uid: Option<MachineUid>,
+    /// How it begins.
+    pub start: Start,
     /// Virtual CPUs.
     pub vcpus: VcpuCount,
     /// Memory.
@@ -207,6 +211,30 @@ pub enum HypervisorError {
         /// What lies beneath.
         #[source]
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+    /// There is no such memory image.
+    #[error("there is no memory image {image}")]
+    NoImage {
+        /// Which.
+        image: SnapshotId,
+    },
+    /// A machine cannot be started from a memory image on this host, as it is now.
+    #[error("memory image {image} cannot be used here: {reason}")]
+    Incompatible {
+        /// Which.
+        image: SnapshotId,
+        /// What differs.
+        reason: String,
+    },
+    /// The machine could not stand still for as long as capturing it takes.
+    #[error(
+        "machine {id} could not be captured within {limit:?} and runs on: try again when the host is less busy"
+    )]
+    TooSlow {
+        /// Whose machine.
+        id: WorkspaceId,
+        /// How long a machine stands still at most.
+        limit: Duration,
     },
     /// The machine's process is gone.
     #[error("machine {id} is not running")]

@@ -17,7 +17,7 @@ use super::{
 use crate::channel::client::{CollectOptions, DataSink, ExecSpec, GuestClient, GuestError};
 use crate::channel::{ChannelRecord, ChannelSpec, GuestChannel, PreparedChannel};
 use crate::file_lock::FileLock;
-use crate::hypervisor::{AgentOption, Hypervisor, LaunchSpec, Machine, MachineLog, MachineStatus};
+use crate::hypervisor::{AgentOption, Hypervisor, LaunchSpec, Machine, MachineLog, MachineStatus, Start};
 use crate::storage::{BaseInfo, LayerFormat, Storage, StorageError};
 use crate::types::{BaseId, ImageName, MachineUid, MemoryMib, VcpuCount, WorkspaceId};
 
@@ -135,6 +135,7 @@ impl Builder {
         let launch = LaunchSpec {
             id,
             uid: rustix::process::geteuid().is_root().then(|| builder_uid(self.base)),
+            start: Start::Boot,
             vcpus: VcpuCount::default(),
             memory: MemoryMib::default(),
             kernel: assets.kernel.clone(),

@@ -1,7 +1,7 @@
-//! The companion processes of a machine, as one binary (`agentiso-shim`) of two trades: its network (`net`) and its
-//! log files (`console`).
+//! The companion processes of a machine, as one binary (`agentiso-shim`) of three trades: its network (`net`), its log
+//! files (`console`) and, while it is captured, its guard (`guard`).
 //!
-//! Both face a hostile guest, so each is a process of its own that inherits its descriptors, opens nothing else, and
+//! They face a hostile guest, so each is a process of its own that inherits its descriptors, opens nothing else, and
 //! gives up every right it does not need before it reads the first byte (see `confine`).
 //!
 //! The last argument is a name, `agentiso-<state folder>-<workspace>`. It means nothing to the process: it is how a
@@ -9,6 +9,7 @@
 
 mod confine;
 mod console;
+mod guard;
 mod net;
 mod seccomp;
 mod sys;
@@ -16,7 +17,7 @@ mod sys;
 use std::{ffi::OsString, io::Write, process::ExitCode};
 
 const USAGE: &str =
-    "usage: agentiso-shim console|net NAME (started by agentiso, with its descriptors already open)";
+    "usage: agentiso-shim console|guard|net NAME (started by agentiso, with its descriptors already open)";
 
 /// Runs the companion process that the arguments (program name first) ask for, until its machine is gone.
 ///
@@ -26,6 +27,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let words: Vec<OsString> = arguments.into_iter().skip(1).collect();
     let outcome = match words.iter().map(|word| word.to_str()).collect::<Vec<_>>().as_slice() {
         [Some("console"), Some(_name)] => console::main(),
+        [Some("guard"), Some(_name)] => guard::main(),
         [Some("net"), Some(_name)] => net::main(),
         _ => Err(std::io::Error::other(USAGE)),
     };

@@ -50,6 +50,16 @@ struct Run {
     frozen: bool,
 }
 
+/// What a capture keeps of a guest. Jobs and connections do not live on in a fake's image.
+#[derive(Clone)]
+pub(super) struct Memory {
+    files: Files,
+    env: BTreeMap<String, String>,
+    configuration: Configuration,
+    next_pid: u32,
+    frozen: bool,
+}
+
 /// The guest's memory.
 #[derive(Default)]
 pub(super) struct GuestState {
@@ -77,6 +87,35 @@ impl FakeGuest {
                 run: watch::Sender::new(Run::default()),
                 state: Mutex::new(GuestState { files, next_pid: 100, ..GuestState::default() }),
             }),
+        }
+    }
+
+    /// A guest that goes on with the memory of another.
+    pub(super) fn with_memory(host: &FakeHost, id: WorkspaceId, pid: u32, memory: Memory) -> Self {
+        let Memory { files, env, configuration, next_pid, frozen } = memory;
+        let state = GuestState { files, env, configuration, next_pid, ..GuestState::default() };
+        Self {
+            inner: Arc::new(GuestInner {
+                id,
+                pid,
+                host: host.downgrade(),
+                ready: Instant::now(),
+                run: watch::Sender::new(Run { frozen, ..Run::default() }),
+                state: Mutex::new(state),
+            }),
+        }
+    }
+
+    /// What is in its memory.
+    pub(super) fn memory(&self) -> Memory {
+        let frozen = self.is_frozen();
+        let state = self.state();
+        Memory {
+            files: state.files.clone(),
+            env: state.env.clone(),
+            configuration: state.configuration.clone(),
+            next_pid: state.next_pid,
+            frozen,
         }
     }
 

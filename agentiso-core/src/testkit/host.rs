@@ -9,13 +9,13 @@ use tokio::sync::Semaphore;
 
 use super::{
     FakeChannel, FakeGuest, FakeHypervisor, FakeNetwork, FakeStorage, Faults, InjectedFault,
-    storage::FakeDisks,
+    memory::FakeImage, storage::FakeDisks,
 };
 use crate::{
     hypervisor::Machine,
     network::NetworkPolicy,
     storage::DiskLayer,
-    types::{GuestPort, HostPort, ProcessRef, WorkspaceId},
+    types::{GuestPort, HostPort, MemoryMib, ProcessRef, SnapshotId, VcpuCount, WorkspaceId},
 };
 
 /// The pretended host that the four fakes share. Clones are the same host.
@@ -33,6 +33,7 @@ pub(super) struct HostInner {
 #[derive(Default)]
 pub(super) struct HostState {
     pub(super) machines: BTreeMap<u32, FakeMachine>,
+    pub(super) images: BTreeMap<SnapshotId, FakeImage>,
     pub(super) logs: BTreeMap<PathBuf, String>,
     pub(super) disks: FakeDisks,
     pub(super) cards: BTreeMap<u32, FakeCard>,
@@ -48,6 +49,8 @@ pub(super) struct FakeMachine {
     pub(super) guest: FakeGuest,
     /// Topmost first.
     pub(super) layers: Vec<DiskLayer>,
+    pub(super) vcpus: VcpuCount,
+    pub(super) memory: MemoryMib,
 }
 
 /// A network card, by the number of its process.
@@ -139,6 +142,18 @@ impl FakeHost {
     /// The policy in force for a workspace's network card.
     pub fn policy(&self, id: WorkspaceId) -> Option<NetworkPolicy> {
         self.state().cards.values().find(|card| card.alive && card.id == id).map(|card| card.policy.clone())
+    }
+
+    /// Makes every memory image unusable, as a newer hypervisor would, or usable again.
+    pub fn set_images_obstacle(&self, obstacle: Option<&str>) {
+        for image in self.state().images.values_mut() {
+            image.obstacle = obstacle.map(str::to_owned);
+        }
+    }
+
+    /// The memory images there are.
+    pub fn images(&self) -> Vec<SnapshotId> {
+        self.state().images.keys().copied().collect()
     }
 
     /// Ends a machine's process as a crash of it would: nothing is flushed, nothing removed.

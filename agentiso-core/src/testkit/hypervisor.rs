@@ -9,7 +9,7 @@ use super::{
 use crate::{
     hypervisor::{
         Accelerator, Hypervisor, HypervisorCapabilities, HypervisorError, LaunchSpec, Machine, MachineLog,
-        MachineStatus,
+        MachineStatus, Start,
     },
     storage::{DiskLayer, LayerId},
     types::{ProcessRef, WorkspaceId},
@@ -25,6 +25,16 @@ impl FakeHypervisor {
     pub(super) fn new(host: FakeHost) -> Self {
         Self { host }
     }
+
+    pub(super) fn host(&self) -> &FakeHost {
+        &self.host
+    }
+
+    /// Moves a machine's disk to a layer that exists.
+    pub(super) fn move_disk(&self, machine: &Machine, to: &DiskLayer) -> Result<(), HypervisorError> {
+        let mut state = self.host.state();
+        move_disk(&mut state, machine, to)
+    }
 }
 
 fn gone(machine: &Machine) -> HypervisorError {
@@ -33,6 +43,23 @@ fn gone(machine: &Machine) -> HypervisorError {
 
 fn running<'a>(state: &'a mut HostState, machine: &Machine) -> Result<&'a mut FakeMachine, HypervisorError> {
     state.running(machine).ok_or_else(|| gone(machine))
+}
+
+fn move_disk(state: &mut HostState, machine: &Machine, to: &DiskLayer) -> Result<(), HypervisorError> {
+    let exists = state.disks.has_layer(&to.id);
+    let machine = running(state, machine)?;
+    if machine.layers[0].id == to.id {
+        return Ok(());
+    }
+    if !exists {
+        return Err(HypervisorError::Io {
+            operation: "open",
+            object: to.path.display().to_string(),
+            source: std::io::ErrorKind::NotFound.into(),
+        });
+    }
+    machine.layers.insert(0, to.clone());
+    Ok(())
 }
 
 fn not_launched(id: WorkspaceId, reason: String) -> HypervisorError {
@@ -68,8 +95,19 @@ impl Hypervisor for FakeHypervisor {
                 return Err(not_launched(spec.id, reason));
             }
             let process = state.new_process();
-            let files = state.disks.read(spec.disk.layers.iter().map(|layer| &layer.id));
-            let guest = FakeGuest::new(host, spec.id, process.pid, state.boot_time, files);
+            let guest = match spec.start {
+                Start::Boot => {
+                    let files = state.disks.read(spec.disk.layers.iter().map(|layer| &layer.id));
+                    FakeGuest::new(host, spec.id, process.pid, state.boot_time, files)
+                }
+                Start::Restore(image) => {
+                    let found = state.images.get(&image).ok_or(HypervisorError::NoImage { image })?;
+                    if let Some(reason) = found.obstacle.clone() {
+                        return Err(HypervisorError::Incompatible { image, reason });
+                    }
+                    FakeGuest::with_memory(host, spec.id, process.pid, found.memory.clone())
+                }
+            };
             let record = Machine {
                 id: spec.id,
                 process,
@@ -78,7 +116,13 @@ impl Hypervisor for FakeHypervisor {
             };
             let console = format!("[    0.000000] fake machine {} starts on {}\n", spec.id, top.id);
             state.logs.insert(spec.run_dir.clone(), console);
-            let machine = FakeMachine { record: record.clone(), guest, layers: spec.disk.layers.clone() };
+            let machine = FakeMachine {
+                record: record.clone(),
+                guest,
+                layers: spec.disk.layers.clone(),
+                vcpus: spec.vcpus,
+                memory: spec.memory,
+            };
             state.machines.insert(record.process.pid, machine);
             if let Some(lanes) = state.channels.get_mut(&spec.id) {
                 lanes.machine_seen = true;
@@ -132,24 +176,7 @@ impl Hypervisor for FakeHypervisor {
     }
 
     async fn pivot_disk(&self, machine: &Machine, to: &DiskLayer) -> Result<(), HypervisorError> {
-        self.host
-            .call("hypervisor.pivot_disk", |state| {
-                let exists = state.disks.has_layer(&to.id);
-                let machine = running(state, machine)?;
-                if machine.layers[0].id == to.id {
-                    return Ok(());
-                }
-                if !exists {
-                    return Err(HypervisorError::Io {
-                        operation: "open",
-                        object: to.path.display().to_string(),
-                        source: std::io::ErrorKind::NotFound.into(),
-                    });
-                }
-                machine.layers.insert(0, to.clone());
-                Ok(())
-            })
-            .await
+        self.host.call("hypervisor.pivot_disk", |state| move_disk(state, machine, to)).await
     }
 
     async fn power_button(&self, machine: &Machine) -> Result<(), HypervisorError> {

@@ -34,6 +34,7 @@ mod guest;
 mod host;
 mod hypervisor;
 mod image;
+mod memory;
 mod network;
 mod storage;
 #[cfg(test)]

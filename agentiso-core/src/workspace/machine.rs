@@ -10,7 +10,7 @@ use super::info::WorkspaceState;
 use crate::channel::client::GuestClient;
 use crate::channel::{ChannelSpec, PreparedChannel};
 use crate::error::EngineError;
-use crate::hypervisor::{HypervisorError, LaunchSpec, MachineLog, printable};
+use crate::hypervisor::{HypervisorError, LaunchSpec, MachineLog, Start, printable};
 use crate::network::{AttachSpec, Attachment};
 use crate::store::{Runtime, WorkspaceRecord};
 use crate::types::{WorkspaceId, guest_hostname};
@@ -110,6 +110,7 @@ impl Engine {
             .launch(LaunchSpec {
                 id,
                 uid: record.uid,
+                start: Start::Boot,
                 vcpus: record.resources.vcpus,
                 memory: record.resources.memory_mb,
                 kernel: self.layout.kernel(),

@@ -20,7 +20,7 @@ use std::{
 use agentiso_core::{
     channel::ChannelDevice,
     hypervisor::{
-        Accelerator, Hypervisor, LaunchSpec, Machine,
+        Accelerator, Hypervisor, LaunchSpec, Machine, Start,
         qemu::{Qemu, QemuConfig},
     },
     network::{MacAddress, Nic, NicBackend},
@@ -88,6 +88,7 @@ impl Fixture {
         LaunchSpec {
             id,
             uid: uid(),
+            start: Start::Boot,
             vcpus: VcpuCount::default(),
             memory: MemoryMib::new(128).unwrap(),
             kernel: self.path().join("vmlinux"),

@@ -21,7 +21,12 @@ const TRANSLATION_MIB: u32 = 64;
 
 /// The set that holds /dev/kvm; those of the disk's layers come after it.
 const KVM_SET: usize = 1;
-const FIRST_LAYER_SET: usize = 2;
+/// The set that holds the device state that a machine begins with.
+const INCOMING_SET: usize = 2;
+const FIRST_LAYER_SET: usize = 3;
+
+/// Where QEMU finds that device state.
+pub(super) const INCOMING: &str = "/dev/fdset/2";
 
 /// Everything that a machine's command line depends on. Descriptors by the numbers that QEMU will have them under.
 #[derive(Clone, Debug)]
@@ -35,6 +40,8 @@ pub(super) struct CommandLine {
     pub(super) ram: RawFd,
     pub(super) kernel: RawFd,
     pub(super) initramfs: RawFd,
+    /// The device state that the machine begins with, instead of booting.
+    pub(super) incoming: Option<RawFd>,
     pub(super) agent_options: Vec<AgentOption>,
     /// Topmost first.
     pub(super) layers: Vec<Layer>,
@@ -85,6 +92,11 @@ impl CommandLine {
             words.0.push(flag.to_owned());
         }
         words.option("-display", "none");
+        if let Some(fd) = self.incoming {
+            words.option("-add-fd", &format!("fd={fd},set={INCOMING_SET}"));
+            // Loaded on command, when the memory is in place.
+            words.option("-incoming", "defer");
+        }
         words.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
         // A stream of device states alone has neither a configuration section nor a description.
         words.option("-machine", "microvm,memory-backend=ram,suppress-vmdesc=on");

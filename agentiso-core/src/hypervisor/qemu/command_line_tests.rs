@@ -13,6 +13,7 @@ fn machine() -> CommandLine {
         ram: 3,
         kernel: 4,
         initramfs: 5,
+        incoming: None,
         agent_options: Vec::new(),
         layers: vec![layer('b', LayerFormat::Qcow2, 6, Some(7)), layer('a', LayerFormat::Raw, 8, None)],
         nic: Some((MacAddress([2, 0, 0, 0xab, 0, 1]), Card::Stream(9))),
@@ -49,13 +50,13 @@ fn emulated_machine_has_exactly_this_command_line() {
 -mon chardev=qmp,mode=control
 -chardev socket,id=qmp2,fd=14,server=on,wait=off
 -mon chardev=qmp2,mode=control
--add-fd fd=6,set=2,opaque=read-bbbbbbbbbbbbbbbbbbbbbbbb
--add-fd fd=7,set=2,opaque=write-bbbbbbbbbbbbbbbbbbbbbbbb
--add-fd fd=8,set=3,opaque=read-aaaaaaaaaaaaaaaaaaaaaaaa
+-add-fd fd=6,set=3,opaque=read-bbbbbbbbbbbbbbbbbbbbbbbb
+-add-fd fd=7,set=3,opaque=write-bbbbbbbbbbbbbbbbbbbbbbbb
+-add-fd fd=8,set=4,opaque=read-aaaaaaaaaaaaaaaaaaaaaaaa
 -blockdev {\"discard\":\"unmap\",\"driver\":\"raw\",\"file\":{\"discard\":\"unmap\",\"driver\":\"file\",\
-\"filename\":\"/dev/fdset/3\",\"locking\":\"off\"},\"node-name\":\"laaaaaaaaaaaaaaaaaaaaaaaa\",\"read-only\":true}
+\"filename\":\"/dev/fdset/4\",\"locking\":\"off\"},\"node-name\":\"laaaaaaaaaaaaaaaaaaaaaaaa\",\"read-only\":true}
 -blockdev {\"backing\":\"laaaaaaaaaaaaaaaaaaaaaaaa\",\"discard\":\"unmap\",\"driver\":\"qcow2\",\"file\":{\
-\"discard\":\"unmap\",\"driver\":\"file\",\"filename\":\"/dev/fdset/2\",\"locking\":\"off\"},\
+\"discard\":\"unmap\",\"driver\":\"file\",\"filename\":\"/dev/fdset/3\",\"locking\":\"off\"},\
 \"node-name\":\"lbbbbbbbbbbbbbbbbbbbbbbbb\",\"read-only\":false}
 -device virtio-blk-device,id=disk,drive=lbbbbbbbbbbbbbbbbbbbbbbbb
 -netdev stream,id=net,server=off,addr.type=fd,addr.str=9

@@ -66,13 +66,13 @@ pub(super) fn open_kvm() -> io::Result<File> {
 }
 
 /// A file that reads as that much zero and takes up no space: the RAM of a machine before its first boot, mapped by
-/// every machine of that size and written by none.
-pub(super) fn zero_ram(state_dir: &Path, memory: MemoryMib) -> Result<File, HypervisorError> {
+/// every machine of that size and written by none. Returns its path.
+pub(super) fn zero_ram(state_dir: &Path, memory: MemoryMib) -> Result<PathBuf, HypervisorError> {
     let folder = state_dir.join("memory");
     let path = folder.join(format!("zero-{}.ram", memory.get()));
     let failed = |source| io_error("make", &path, source);
-    if let Some(file) = untouched(&path, memory) {
-        return Ok(file);
+    if is_untouched(&path, memory) {
+        return Ok(path);
     }
     match std::fs::create_dir(&folder) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
@@ -87,13 +87,12 @@ pub(super) fn zero_ram(state_dir: &Path, memory: MemoryMib) -> Result<File, Hype
         std::fs::rename(&temporary, &path)
     });
     made.inspect_err(|_| drop(std::fs::remove_file(&temporary))).map_err(failed)?;
-    File::open(&path).map_err(failed)
+    Ok(path)
 }
 
-fn untouched(path: &Path, memory: MemoryMib) -> Option<File> {
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path).ok()?;
-    let metadata = file.metadata().ok()?;
-    (metadata.is_file() && metadata.len() == memory.bytes() && metadata.blocks() == 0).then_some(file)
+fn is_untouched(path: &Path, memory: MemoryMib) -> bool {
+    std::fs::symlink_metadata(path)
+        .is_ok_and(|file| file.is_file() && file.len() == memory.bytes() && file.blocks() == 0)
 }
 
 /// A folder, for paths of any length: sockets in it are bound and connected through its descriptor.
@@ -136,6 +135,15 @@ impl Folder {
         rustix::fs::openat(&self.fd, name, flags, mode)
             .map(File::from)
             .map_err(|e| io_error("create", &self.path(name), e.into()))
+    }
+
+    /// Makes a link to a file that others share, in place of one from an earlier machine, and opens it.
+    pub(super) fn link(&self, to: &Path, name: &str) -> Result<File, HypervisorError> {
+        self.remove(name)?;
+        let flags = rustix::fs::AtFlags::empty();
+        rustix::fs::linkat(rustix::fs::CWD, to, &self.fd, name, flags)
+            .map_err(|e| io_error("link", &self.path(name), e.into()))?;
+        self.read(name)?.ok_or_else(|| io_error("open", &self.path(name), io::ErrorKind::NotFound.into()))
     }
 
     /// Opens a regular file for reading; `None` if there is none.
@@ -190,7 +198,7 @@ mod tests {
         std::os::unix::fs::FileExt::write_all_at(&file, b"x", 4096).unwrap();
 
         let mut first = [1; 8192];
-        zero_ram(state.path(), memory).unwrap().read_exact(&mut first).unwrap();
+        File::open(zero_ram(state.path(), memory).unwrap()).unwrap().read_exact(&mut first).unwrap();
 
         assert_eq!(first, [0; 8192]);
     }

@@ -16,17 +16,22 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Qemu,
-    command_line::{Card, Channel, CommandLine, Cpu, Layer, SERIAL_PORTS},
+    command_line::{self, Card, Channel, CommandLine, Cpu, Layer, SERIAL_PORTS},
     files::{self, Folder, io_error},
+    memory::{
+        difference,
+        image::{Image, Images, Shape},
+        pages::RamMapping,
+    },
     monitor::{self, Monitor},
     verify,
 };
 use crate::{
     channel::ChannelDevice,
-    hypervisor::{Accelerator, HypervisorError, LaunchSpec, Machine, MachineLog, log::printable},
+    hypervisor::{Accelerator, HypervisorError, LaunchSpec, Machine, MachineLog, Start, log::printable},
     network::NicBackend,
     process::{Detached, FileRules, SpawnError, Started, program_folders, start_name},
-    types::{MachineUid, ProcessRef, WorkspaceId},
+    types::{MachineUid, ProcessRef, SnapshotId, WorkspaceId},
 };
 
 /// How long QEMU may take to build a machine. A tenth of a second is usual; a busy host takes longer.
@@ -58,7 +63,13 @@ const STDERR_LOG: &str = "stderr.log";
 pub(super) struct Details {
     /// The process that writes its logs.
     pub(super) console: ProcessRef,
+    /// What a machine that is started from its memory must look like.
+    #[serde(default)]
+    pub(super) shape: Option<Shape>,
 }
+
+/// The link to the base that a machine's RAM is a private mapping of.
+pub(super) const RAM: &str = "base.ram";
 
 /// The name of a log's file.
 pub(super) fn log_name(log: MachineLog) -> &'static str {
@@ -87,6 +98,15 @@ struct Underway {
     console: Started,
     files: Files,
     expected: verify::Expected,
+    shape: Shape,
+    restore: Option<Restore>,
+}
+
+/// What a machine that does not boot begins with.
+struct Restore {
+    ram: File,
+    difference: Option<File>,
+    devices: String,
 }
 
 /// Files of a machine in its run folder.
@@ -98,7 +118,9 @@ struct Files {
 impl Drop for Files {
     fn drop(&mut self) {
         if !self.keep {
-            for name in [monitor::SOCKET, monitor::RESERVED_SOCKET, monitor::LOCK, CONSOLE_LOG, STDERR_LOG] {
+            for name in
+                [monitor::SOCKET, monitor::RESERVED_SOCKET, monitor::LOCK, RAM, CONSOLE_LOG, STDERR_LOG]
+            {
                 if let Err(error) = self.folder.remove(name) {
                     tracing::warn!(%error, "a machine that did not start left a file behind");
                 }
@@ -109,7 +131,7 @@ impl Drop for Files {
 
 /// Removes what belongs to a machine in its run folder, but its logs.
 pub(super) fn remove_files(folder: &Folder) -> Result<(), HypervisorError> {
-    [monitor::SOCKET, monitor::RESERVED_SOCKET, monitor::LOCK]
+    [monitor::SOCKET, monitor::RESERVED_SOCKET, monitor::LOCK, RAM]
         .into_iter()
         .try_for_each(|name| folder.remove(name))
 }
@@ -120,7 +142,7 @@ pub(super) async fn launch(qemu: &Qemu, spec: LaunchSpec) -> Result<Machine, Hyp
     let begin = Instant::now();
     let starter = qemu.clone();
     // Fork and exec block for milliseconds. If this future is dropped meanwhile, so is what comes of it.
-    let underway = tokio::task::spawn_blocking(move || start(&starter, spec))
+    let mut underway = tokio::task::spawn_blocking(move || start(&starter, spec))
         .await
         .map_err(|_| launch_error(id, "starting it was interrupted"))??;
     let started = begin.elapsed();
@@ -136,11 +158,18 @@ pub(super) async fn launch(qemu: &Qemu, spec: LaunchSpec) -> Result<Machine, Hyp
             .await);
     }
     let verified = begin.elapsed();
+    if let Some(restore) = underway.restore.take()
+        && let Err((reason, source)) = underway.restore(restore, &mut monitor).await
+    {
+        drop(monitor);
+        return Err(underway.failed(reason, source).await);
+    }
+    let restored = begin.elapsed();
     if let Err(error) = monitor.run().await {
         drop(monitor);
         return Err(underway.failed("its vCPUs could not be started".to_owned(), Some(error.into())).await);
     }
-    tracing::debug!(machine = %id, ?started, ?greeted, ?verified, running = ?begin.elapsed(), "launched");
+    tracing::debug!(machine = %id, ?started, ?greeted, ?verified, ?restored, running = ?begin.elapsed(), "launched");
     underway.finish(run_dir)
 }
 
@@ -164,6 +193,25 @@ impl Underway {
         }
     }
 
+    /// Puts memory and devices in place, the memory first: loading the devices reads what they have in there.
+    async fn restore(&self, restore: Restore, monitor: &mut Monitor) -> Result<(), (String, Option<Source>)> {
+        let Restore { ram, difference, devices } = restore;
+        if let Some(mut difference) = difference {
+            let (pid, bytes) = (self.machine.process().pid, self.shape.memory.bytes());
+            tokio::task::spawn_blocking(move || {
+                let mapping = RamMapping::find(pid, ram.metadata()?.ino(), bytes)?;
+                difference::apply(&mut difference, &mapping, bytes)
+            })
+            .await
+            .unwrap_or_else(|error| Err(error.into()))
+            .map_err(|error| ("its memory could not be put in place".to_owned(), Some(error.into())))?;
+        }
+        monitor
+            .load_devices(&devices)
+            .await
+            .map_err(|error| ("the state of its devices could not be loaded".to_owned(), Some(error.into())))
+    }
+
     /// Ends it, and says what went wrong together with what it printed.
     async fn failed(self, reason: String, source: Option<Source>) -> HypervisorError {
         let (machine, console) = (self.machine.process(), self.console.process());
@@ -181,8 +229,11 @@ impl Underway {
     }
 
     fn finish(mut self, run_dir: PathBuf) -> Result<Machine, HypervisorError> {
-        let details = serde_json::to_value(Details { console: self.console.process().clone() })
-            .map_err(|error| io_error("record", &run_dir, error.into()))?;
+        let details = serde_json::to_value(Details {
+            console: self.console.process().clone(),
+            shape: Some(self.shape),
+        })
+        .map_err(|error| io_error("record", &run_dir, error.into()))?;
         self.files.keep = true;
         self.console.keep();
         Ok(Machine { id: self.id, process: self.machine.keep(), run_dir, details })
@@ -211,7 +262,9 @@ fn start(qemu: &Qemu, spec: LaunchSpec) -> Result<Underway, HypervisorError> {
     let stdio = [OwnedFd::from(stderr_write.try_clone().map_err(pipe_error)?), stderr_write.into()];
     let expected_stdio = stdio.iter().map(identity).collect::<io::Result<Vec<_>>>().map_err(pipe_error)?;
     let file_bytes = most_file_bytes(&spec);
-    let (words, rules) = arrange(qemu, &name, spec, folder, console_far.into(), &mut machine)?;
+    let shape = qemu.shape(&spec);
+    let Arranged { words, rules, restore } =
+        arrange(qemu, &name, spec, &shape, folder, console_far.into(), &mut machine)?;
     let Inheritance { mut detached, mut identities } = machine;
     identities.extend(expected_stdio);
     identities.insert(identity(&File::open("/dev/null").map_err(pipe_error)?).map_err(pipe_error)?);
@@ -230,7 +283,7 @@ fn start(qemu: &Qemu, spec: LaunchSpec) -> Result<Underway, HypervisorError> {
         passed: identities,
         open_files: OPEN_FILES,
     };
-    Ok(Underway { id, machine, console, files, expected })
+    Ok(Underway { id, machine, console, files, expected, shape, restore })
 }
 
 fn spawn_error(id: WorkspaceId, reason: &str, error: SpawnError) -> HypervisorError {
@@ -268,20 +321,49 @@ fn identity(fd: &impl AsFd) -> io::Result<(u64, u64)> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
-/// Opens and passes everything a machine uses; returns its command line and what Landlock shall let it open.
+/// A machine that has everything it needs but a process.
+struct Arranged {
+    /// Its command line.
+    words: Vec<String>,
+    /// What Landlock shall let it open.
+    rules: FileRules,
+    restore: Option<Restore>,
+}
+
+/// Opens and passes everything a machine uses.
 fn arrange(
     qemu: &Qemu,
     name: &str,
     spec: LaunchSpec,
+    shape: &Shape,
     folder: &Folder,
     console: OwnedFd,
     machine: &mut Inheritance,
-) -> Result<(Vec<String>, FileRules), HypervisorError> {
+) -> Result<Arranged, HypervisorError> {
     let id = spec.id;
     let passing = |source| io_error("pass a descriptor to", &qemu.program.path, source);
     let kernel = boot_file("the guest kernel", &spec.kernel, spec.uid)?;
     let initramfs = boot_file("the initial RAM file system", &spec.initramfs, spec.uid)?;
-    let ram = files::zero_ram(&qemu.state_dir, spec.memory)?;
+    let image = match spec.start {
+        Start::Boot => None,
+        Start::Restore(image) => Some(usable_image(qemu, image, shape)?),
+    };
+    let base = match &image {
+        None => files::zero_ram(&qemu.state_dir, spec.memory)?,
+        Some(image) => image.base(),
+    };
+    let ram = folder.link(&base, RAM)?;
+    let mut restore = None;
+    let mut incoming = None;
+    if let Some(image) = &image {
+        let devices = image.devices()?;
+        incoming = Some(machine.pass(devices).map_err(passing)?);
+        restore = Some(Restore {
+            ram: ram.try_clone().map_err(passing)?,
+            difference: image.difference()?,
+            devices: command_line::INCOMING.to_owned(),
+        });
+    }
     // QEMU opens these by name (/proc/self/fd/N), which asks for permission anew.
     let mut rules =
         program_folders(&qemu.program.path).into_iter().fold(FileRules::nothing(), FileRules::read_execute);
@@ -346,6 +428,7 @@ fn arrange(
         ram: machine.pass(ram).map_err(passing)?,
         kernel: machine.pass(kernel).map_err(passing)?,
         initramfs: machine.pass(initramfs).map_err(passing)?,
+        incoming,
         agent_options: spec.agent_options,
         layers,
         nic,
@@ -356,7 +439,16 @@ fn arrange(
             machine.pass(folder.listen(monitor::RESERVED_SOCKET)?).map_err(passing)?,
         ],
     };
-    Ok((command_line.words(), rules))
+    Ok(Arranged { words: command_line.words(), rules, restore })
+}
+
+/// An image that a machine of this shape can be started from.
+fn usable_image(qemu: &Qemu, id: SnapshotId, shape: &Shape) -> Result<Image, HypervisorError> {
+    let image = Images::of(&qemu.state_dir).open(id)?;
+    match shape.obstacle(image.shape()) {
+        None => Ok(image),
+        Some(reason) => Err(HypervisorError::Incompatible { image: id, reason }),
+    }
 }
 
 /// Opens a file that machines boot from. It holds nothing secret, and a machine's own user must be able to read it.
@@ -396,7 +488,12 @@ fn start_console(
     for log in logs {
         detached.pass(log.into());
     }
-    detached.start().map_err(|error| match error {
+    detached.start().map_err(|error| shim_missing(qemu, error))
+}
+
+/// Why the companion program could not be started.
+pub(super) fn shim_missing(qemu: &Qemu, error: SpawnError) -> HypervisorError {
+    match error {
         SpawnError::Prepare { source, .. } if source.kind() == io::ErrorKind::NotFound => {
             HypervisorError::Missing {
                 what: format!("agentiso-shim ({})", qemu.shim.display()),
@@ -408,5 +505,5 @@ fn start_console(
             object: format!("{}", qemu.shim.display()),
             source: io::Error::other(error),
         },
-    })
+    }
 }

@@ -4,6 +4,7 @@
 //! * `command_line`: a machine as QEMU's arguments. `launch`: from a spec to a running process. `verify`: that the
 //!   process is confined as asked.
 //! * `qmp`: QEMU's protocol. `monitor`: conversations in it.
+//! * `memory`: what machines have written, kept and put back. `capture`: how it is taken from a machine that runs.
 //! * `files`: folders, sockets and small files.
 //!
 //! A machine is one QEMU process and one `agentiso-shim console` process that writes its logs. Neither is tied to the
@@ -13,10 +14,13 @@
 //! No entropy device: every CPU model in use has RDRAND, and the agent mixes in fresh entropy from the host. No
 //! balloon: what it discards could be punched out of a RAM file that machines share.
 
+mod capture;
 mod command_line;
+mod cpu;
 mod files;
 mod find;
 mod launch;
+mod memory;
 mod monitor;
 mod qmp;
 mod sys;
@@ -34,17 +38,26 @@ use rustix::process::Signal;
 use self::{
     files::Folder,
     launch::{Details, KILL_LIMIT, LAST_WORDS_LIMIT},
+    memory::image::{Images, LAYOUT, Shape},
     monitor::{Monitor, MonitorError, RunState},
 };
 use super::{
-    Accelerator, Hypervisor, HypervisorCapabilities, HypervisorError, LaunchSpec, Machine, MachineLog,
-    MachineStatus,
+    Accelerator, Capture, CaptureSpec, Hypervisor, HypervisorCapabilities, HypervisorError, LaunchSpec,
+    Machine, MachineLog, MachineMemory, MachineStatus, MemoryImage,
 };
 use crate::{
+    channel::ChannelDevice,
     process,
     storage::{DiskLayer, LayerId},
-    types::{ProcessRef, WorkspaceId},
+    types::{ProcessRef, SnapshotId, WorkspaceId},
 };
+
+/// How long a machine stands still at most while it is captured.
+pub(crate) const CAPTURE_LIMIT: Duration = Duration::from_secs(5);
+
+/// What lets a machine run, as a line for its control socket: all that a guard knows of QEMU.
+#[cfg_attr(not(feature = "shim"), allow(dead_code, reason = "only the guard's process sends it"))]
+pub(crate) const RESUME_COMMAND: &[u8] = b"{\"execute\": \"cont\", \"id\": \"guard\"}\n";
 
 /// Longest id of a state folder, in characters.
 const MAX_STATE_ID: usize = 32;
@@ -72,6 +85,7 @@ pub struct Qemu {
     program: find::Program,
     shim: PathBuf,
     accelerator: Accelerator,
+    cpu: String,
     tsc_khz: u64,
 }
 
@@ -100,7 +114,26 @@ impl Qemu {
         let tsc_khz = tokio::task::spawn_blocking(move || tsc::khz(&folder))
             .await
             .map_err(|e| files::io_error("measure the clock for", &state_dir, e.into()))??;
-        Ok(Self { state_dir, state_id, program, shim, accelerator, tsc_khz })
+        let cpu = cpu::describe(accelerator);
+        Ok(Self { state_dir, state_id, program, shim, accelerator, cpu, tsc_khz })
+    }
+
+    /// What a machine has in common with those that can be started from its memory.
+    fn shape(&self, spec: &LaunchSpec) -> Shape {
+        Shape {
+            layout: LAYOUT,
+            qemu: self.program.version.clone(),
+            accelerator: self.accelerator,
+            cpu: self.cpu.clone(),
+            tsc_khz: self.tsc_khz,
+            vcpus: spec.vcpus,
+            memory: spec.memory,
+            channel: match &spec.channel {
+                ChannelDevice::Serial(slots) => format!("serial-{}", slots.len()),
+                ChannelDevice::Vsock { .. } => "vsock".to_owned(),
+            },
+            nic: spec.nic.is_some(),
+        }
     }
 
     /// Why guests are emulated and not run by the CPU, and what would help; `None` if the CPU runs them, or could.
@@ -122,6 +155,36 @@ fn failed(operation: &'static str, machine: &Machine, error: MonitorError) -> Hy
         HypervisorError::Control { operation, id: machine.id, source: error.into() }
     } else {
         HypervisorError::Gone { id: machine.id }
+    }
+}
+
+#[async_trait]
+impl MachineMemory for Qemu {
+    async fn capture(&self, machine: &Machine, spec: CaptureSpec<'_>) -> Result<Capture, HypervisorError> {
+        capture::capture(self, machine, spec).await
+    }
+
+    async fn image(&self, image: SnapshotId) -> Result<MemoryImage, HypervisorError> {
+        let image = Images::of(&self.state_dir).open(image)?;
+        // What else a machine has in common with it is up to whoever starts one.
+        let shape = image.shape();
+        let now = Shape {
+            layout: LAYOUT,
+            qemu: self.program.version.clone(),
+            accelerator: self.accelerator,
+            cpu: self.cpu.clone(),
+            tsc_khz: self.tsc_khz,
+            ..shape.clone()
+        };
+        image.describe(&now)
+    }
+
+    async fn images(&self) -> Result<Vec<SnapshotId>, HypervisorError> {
+        Images::of(&self.state_dir).list()
+    }
+
+    async fn delete_image(&self, image: SnapshotId) -> Result<(), HypervisorError> {
+        Images::of(&self.state_dir).remove(image)
     }
 }
 
@@ -220,7 +283,7 @@ impl Hypervisor for Qemu {
     async fn kill(&self, machine: &Machine) -> Result<(), HypervisorError> {
         self.kill_process(&machine.process).await?;
         // A record without it can only be damaged: the scan for strays finds the process then.
-        if let Ok(Details { console }) = serde_json::from_value(machine.details.clone()) {
+        if let Ok(Details { console, .. }) = serde_json::from_value(machine.details.clone()) {
             // It ends by itself when it has written down what the machine printed last.
             if !matches!(console.wait_exit(LAST_WORDS_LIMIT).await, Ok(true)) {
                 self.kill_process(&console).await?;
@@ -255,9 +318,9 @@ impl Hypervisor for Qemu {
         let found =
             process::named(&self.state_id).map_err(|e| files::io_error("read", Path::new("/proc"), e))?;
         // QEMU's first argument is -name; the network's companions are the network's.
-        let ours = found
-            .into_iter()
-            .filter(|found| matches!(found.words.get(1).map(String::as_str), Some("-name" | "console")));
+        let ours = found.into_iter().filter(|found| {
+            matches!(found.words.get(1).map(String::as_str), Some("-name" | "console" | "guard"))
+        });
         Ok(ours.map(|found| (found.workspace, found.process)).collect())
     }
 

@@ -42,11 +42,23 @@ const QUICK: Duration = Duration::from_secs(5);
 /// How long a command may take that flushes or drains the disk: the host's disk may be slow.
 const FLUSHING: Duration = Duration::from_secs(30);
 
+/// How long loading a device state may take: some ten kilobytes.
+const LOADING: Duration = Duration::from_secs(30);
+
 /// A conversation. Others wait until it is dropped.
 #[derive(Debug)]
 pub(super) struct Monitor {
     qmp: Qmp,
+    /// The layer that was opened for a move that is to come.
+    added: Option<LayerId>,
     _turn: File,
+}
+
+/// QEMU's answer to `add-fd`.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Added {
+    fdset_id: usize,
 }
 
 /// Why there is no conversation.
@@ -73,6 +85,9 @@ pub(super) enum MonitorError {
     /// The run folder.
     #[error(transparent)]
     Folder(#[from] HypervisorError),
+    /// QEMU could not make sense of a device state.
+    #[error("QEMU could not load the machine's device state")]
+    Load,
     /// The disk of the machine is not what it was launched with.
     #[error("QEMU names no layer of ours as the machine's disk")]
     UnknownDisk,
@@ -106,7 +121,7 @@ impl Monitor {
             }
             Err(source) => return Err(MonitorError::Io { operation: "connect to", source }),
         };
-        Ok(Self { qmp: Qmp::greet(stream, greeting).await?, _turn: turn })
+        Ok(Self { qmp: Qmp::greet(stream, greeting).await?, added: None, _turn: turn })
     }
 
     /// What the machine does.
@@ -173,13 +188,11 @@ impl Monitor {
         if from == to.id {
             return Ok(());
         }
-        // What an attempt that was interrupted left behind.
-        self.forget_layer(&to.id).await?;
-        let added = self.add_layer(to).await;
-        let moved = match added {
-            Ok(()) => self.move_to(&from, &to.id).await,
-            Err(error) => Err(error),
-        };
+        if self.added.as_ref() != Some(&to.id) {
+            self.prepare_pivot(to).await?;
+        }
+        self.added = None;
+        let moved = self.move_to(&from, &to.id).await;
         if let Err(error) = moved {
             // Best effort: if the connection broke, the next attempt does it.
             let _ = self.forget_layer(&to.id).await;
@@ -188,12 +201,66 @@ impl Monitor {
         self.close_descriptors(&descriptor_label(&from, Role::Write)).await
     }
 
-    async fn add_layer(&mut self, layer: &DiskLayer) -> Result<(), MonitorError> {
-        #[derive(Deserialize)]
-        #[serde(rename_all = "kebab-case")]
-        struct Added {
-            fdset_id: usize,
+    /// Opens a new layer for the disk, so that [`Monitor::pivot`] has only to move there.
+    pub(super) async fn prepare_pivot(&mut self, to: &DiskLayer) -> Result<(), MonitorError> {
+        // What an attempt that was interrupted left behind.
+        self.forget_layer(&to.id).await?;
+        if let Err(error) = self.add_layer(to).await {
+            // Best effort: if the connection broke, the next attempt does it.
+            let _ = self.forget_layer(&to.id).await;
+            return Err(error);
         }
+        self.added = Some(to.id.clone());
+        Ok(())
+    }
+
+    /// Lets QEMU use an open file, as often as it likes, under the path that is returned.
+    pub(super) async fn lend_file(
+        &mut self,
+        file: &impl AsFd,
+        label: &'static str,
+    ) -> Result<String, MonitorError> {
+        self.take_back(label).await?;
+        let arguments = json!({ "opaque": label });
+        let Added { fdset_id } = self.qmp.execute_with_fd("add-fd", arguments, file.as_fd(), QUICK).await?;
+        Ok(format!("/dev/fdset/{fdset_id}"))
+    }
+
+    /// Takes back what was lent under a label.
+    pub(super) async fn take_back(&mut self, label: &'static str) -> Result<(), MonitorError> {
+        self.close_descriptors(label).await
+    }
+
+    /// Writes the state of the machine's devices, all but its memory and disk. The machine must stand still.
+    pub(super) async fn save_devices(&mut self, to: &str) -> Result<(), MonitorError> {
+        let arguments = json!({ "filename": to, "live": false });
+        let _: Value = self.qmp.execute("xen-save-devices-state", arguments, FLUSHING).await?;
+        Ok(())
+    }
+
+    /// Loads the state of the machine's devices and returns when it has. Its memory must be in place: what lies in
+    /// there is read.
+    pub(super) async fn load_devices(&mut self, from: &str) -> Result<(), MonitorError> {
+        #[derive(Deserialize)]
+        struct Migration {
+            status: String,
+        }
+        let events = json!({ "capabilities": [{ "capability": "events", "state": true }] });
+        let _: Value = self.qmp.execute("migrate-set-capabilities", events, QUICK).await?;
+        let arguments = json!({ "uri": format!("file:{from}") });
+        let _: Value = self.qmp.execute("migrate-incoming", arguments, LOADING).await?;
+        loop {
+            let event = self.qmp.event("migrate-incoming", LOADING).await?;
+            let status = serde_json::from_value(event.data).map(|migration: Migration| migration.status);
+            match (event.event.as_str(), status.as_deref()) {
+                ("MIGRATION", Ok("completed")) => return Ok(()),
+                ("MIGRATION", Ok("failed")) => return Err(MonitorError::Load),
+                _ => {}
+            }
+        }
+    }
+
+    async fn add_layer(&mut self, layer: &DiskLayer) -> Result<(), MonitorError> {
         let (write, read) = open_layer(layer)?;
         let label = descriptor_label(&layer.id, Role::Write);
         let Added { fdset_id: set } =

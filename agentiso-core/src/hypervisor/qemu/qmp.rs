@@ -9,7 +9,7 @@ use std::{
     collections::VecDeque,
     io::{self, IoSlice},
     mem::MaybeUninit,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::Duration,
 };
 
@@ -48,7 +48,6 @@ pub(super) struct Event {
     pub(super) event: String,
     /// Its particulars.
     #[serde(default)]
-    #[allow(dead_code, reason = "for events with particulars that later backends ask for")]
     pub(super) data: Value,
 }
 
@@ -102,10 +101,27 @@ impl Qmp {
         self.run(command, arguments, Some(fd), limit).await
     }
 
-    /// Takes the events that have arrived with earlier replies, oldest first.
-    #[allow(dead_code, reason = "for memory snapshots, which wait for migration events")]
-    pub(super) fn take_events(&mut self) -> Vec<Event> {
-        self.events.drain(..).collect()
+    /// The next event, one that has arrived with an earlier reply first. Waits for it.
+    pub(super) async fn event(&mut self, wanted: &'static str, limit: Duration) -> Result<Event, QmpError> {
+        if let Some(event) = self.events.pop_front() {
+            return Ok(event);
+        }
+        if !std::mem::replace(&mut self.usable, false) {
+            return Err(QmpError::Broken { command: wanted });
+        }
+        let line = timeout(limit, self.line(wanted))
+            .await
+            .map_err(|_| QmpError::Timeout { command: wanted, limit })??;
+        let event = parse(wanted, &line)?;
+        self.usable = true;
+        Ok(event)
+    }
+
+    /// The socket, for another process to go on with. What was received and not asked for is lost.
+    pub(super) fn into_socket(self) -> io::Result<OwnedFd> {
+        let stream = self.stream.into_std()?;
+        stream.set_nonblocking(false)?;
+        Ok(stream.into())
     }
 
     async fn run<T: DeserializeOwned>(
@@ -214,7 +230,7 @@ fn send_with_fd(socket: BorrowedFd<'_>, message: &[u8], fd: BorrowedFd<'_>) -> i
     Ok(sendmsg(socket, &[IoSlice::new(message)], &mut ancillary, SendFlags::NOSIGNAL)?)
 }
 
-fn parse(command: &'static str, line: &[u8]) -> Result<Value, QmpError> {
+fn parse<T: DeserializeOwned>(command: &'static str, line: &[u8]) -> Result<T, QmpError> {
     serde_json::from_slice(line).map_err(|error| QmpError::Malformed { command, reason: error.to_string() })
 }
 

@@ -55,17 +55,29 @@ async fn events_between_are_kept_for_later() {
         outcome(&["{\"event\": \"STOP\"}\n{\"event\": \"RESUME\"}\n{\"return\": {}, \"id\": 2}\n"]).await;
 
     result.unwrap();
-    let names: Vec<_> = qmp.take_events().into_iter().map(|event| event.event).collect();
-    assert_eq!(names, ["STOP", "RESUME"]);
+    for name in ["STOP", "RESUME"] {
+        assert_eq!(qmp.event("events", LATER).await.unwrap().event, name);
+    }
+}
+
+#[tokio::test]
+async fn event_that_is_not_there_yet_is_waited_for() {
+    let (mut qmp, mut far) = client().await;
+    let waiting = qmp.event("events", LATER);
+    far.write_all(b"{\"event\": \"MIGRATION\", \"data\": {\"status\": \"completed\"}}\n").await.unwrap();
+
+    let event = waiting.await.unwrap();
+
+    assert_eq!((event.event.as_str(), event.data), ("MIGRATION", json!({"status": "completed"})));
 }
 
 #[tokio::test]
 async fn endless_events_take_bounded_memory() {
     let flood = "{\"event\": \"RTC_CHANGE\", \"data\": {\"offset\": 1}}\n".repeat(10_000);
-    let (result, mut qmp) = outcome(&[&flood, "{\"return\": {}, \"id\": 2}\n"]).await;
+    let (result, qmp) = outcome(&[&flood, "{\"return\": {}, \"id\": 2}\n"]).await;
 
     result.unwrap();
-    assert_eq!(qmp.take_events().len(), MAX_EVENTS);
+    assert_eq!(qmp.events.len(), MAX_EVENTS);
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     channel::{ChannelDevice, ChannelRecord, ChannelSpec, GuestChannel},
-    hypervisor::{Hypervisor, LaunchSpec, Machine},
+    hypervisor::{Hypervisor, LaunchSpec, Machine, Start},
     network::{AttachSpec, Network, NetworkPolicy, NetworkRecord},
     storage::{DiskChain, DiskLayer, DiskOrigin, LayerId, PendingSnapshot, SnapshotMethod, Storage},
     testkit::{FakeFile, FakeHost, FakeStorage},
@@ -31,6 +31,7 @@ async fn fake_spec(host: &FakeHost, base: BaseId) -> LaunchSpec {
     LaunchSpec {
         id,
         uid: None,
+        start: Start::Boot,
         vcpus: VcpuCount::default(),
         memory: MemoryMib::default(),
         kernel: PathBuf::from("/fake/vmlinux"),

@@ -60,6 +60,20 @@ macro_rules! hypervisor_contract {
                 listed_process_is_killed_by_its_identity_alone,
             ]
         );
+        $crate::contract_tests!(
+            memory,
+            $fixture,
+            [
+                captured_machine_runs_on,
+                captured_machine_stands_still_if_asked,
+                machines_begin_with_an_image,
+                capture_moves_the_disk,
+                capture_whose_disk_fails_leaves_the_machine_running,
+                dropped_capture_leaves_the_machine_running,
+                capture_is_refused_where_it_cannot_be,
+                deleted_image_is_gone_and_its_machines_go_on,
+            ]
+        );
     };
 }
 

@@ -16,6 +16,7 @@
 pub mod channel;
 pub mod fake;
 pub mod hypervisor;
+pub mod memory;
 pub mod network;
 pub mod storage;
 

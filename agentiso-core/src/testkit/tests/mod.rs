@@ -8,7 +8,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use super::{FakeGuest, FakeHost};
 use crate::{
     channel::{ChannelRecord, ChannelSpec, GuestChannel, client::GuestClient},
-    hypervisor::{Hypervisor, LaunchSpec, Machine},
+    hypervisor::{Hypervisor, LaunchSpec, Machine, Start},
     storage::{DiskOrigin, Storage},
     types::{BaseId, DiskId, MemoryMib, VcpuCount, WorkspaceId},
 };
@@ -58,6 +58,7 @@ async fn launch(host: &FakeHost, disk: DiskId, run_dir: PathBuf) -> (Machine, Ch
     let spec = LaunchSpec {
         id,
         uid: None,
+        start: Start::Boot,
         vcpus: VcpuCount::default(),
         memory: MemoryMib::default(),
         kernel: PathBuf::new(),
