@@ -22,6 +22,9 @@ pub struct Config {
     pub boot_timeout: Duration,
     /// How long an operation waits for another one on the same workspace.
     pub lock_timeout: Duration,
+    /// Whether workspaces are made from templates, machines that have booted already, and not by booting. The first
+    /// one of each image and size takes a boot and a little more.
+    pub templates: bool,
     /// How long user processes have to end themselves when a machine is stopped.
     pub stop_grace: Duration,
 }
@@ -35,12 +38,14 @@ impl Config {
             accelerator: None,
             boot_timeout: Duration::from_secs(120),
             lock_timeout: Duration::from_secs(60),
+            templates: true,
             stop_grace: Duration::from_secs(5),
         }
     }
 
     /// The defaults, with the state folder that the environment names: AGENTISO_HOME, else /var/lib/agentiso for root,
-    /// else `agentiso` in XDG_DATA_HOME or ~/.local/share. AGENTISO_QEMU names a QEMU.
+    /// else `agentiso` in XDG_DATA_HOME or ~/.local/share. AGENTISO_QEMU names a QEMU; AGENTISO_TEMPLATES=off does without
+    /// templates.
     ///
     /// # Errors
     /// [`EngineError::NoStateDir`] if nothing names a folder.
@@ -59,7 +64,8 @@ impl Config {
         };
         let state_dir = std::path::absolute(&state_dir)
             .map_err(|source| EngineError::StateDir { path: show(&state_dir), source })?;
-        Ok(Self { qemu: variable("AGENTISO_QEMU"), ..Self::at(state_dir) })
+        let templates = env::var_os("AGENTISO_TEMPLATES").is_none_or(|value| value != "off");
+        Ok(Self { qemu: variable("AGENTISO_QEMU"), templates, ..Self::at(state_dir) })
     }
 
     pub(crate) fn layout(&self) -> Layout {

@@ -136,11 +136,24 @@ pub enum EngineError {
         /// How long was waited.
         waited: Duration,
     },
-    /// Live fork is not there yet.
-    #[error("workspace {workspace} is running: a running machine cannot be forked without a snapshot yet")]
-    ForkOfRunning {
+    /// The memory in a snapshot cannot be used here, as this host is now.
+    #[error("the memory in snapshot {snapshot} of workspace {workspace} cannot be used here: {reason}")]
+    MemoryUnusable {
         /// The workspace.
         workspace: String,
+        /// The snapshot.
+        snapshot: String,
+        /// What differs, as in "it was made with QEMU 9.2.0, here it is 10.0.2".
+        reason: String,
+    },
+    /// User processes did not stand still in time.
+    #[error("the processes in workspace {workspace} could not be frozen: they run on")]
+    NotFrozen {
+        /// The workspace.
+        workspace: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A count out of bounds.
     #[error("{what} is {given}: it can be {min} to {max}")]
@@ -259,7 +272,8 @@ impl EngineError {
             | Self::SnapshotInUse { .. }
             | Self::WrongState { .. }
             | Self::Busy { .. }
-            | Self::ForkOfRunning { .. }
+            | Self::MemoryUnusable { .. }
+            | Self::NotFrozen { .. }
             | Self::NotFlushed { .. }
             | Self::Abandoned { .. }
             | Self::Store(StoreError::NameTaken { .. } | StoreError::PortTaken { .. })
@@ -315,11 +329,8 @@ impl EngineError {
             Self::DiskTooSmall { needed_gb, .. } => format!("ask for a disk of {needed_gb} GiB or more"),
             Self::WrongState { remedy, .. } | Self::Parameters { remedy, .. } => remedy.clone(),
             Self::Busy { .. } => "try again when the other operation has ended".into(),
-            Self::ForkOfRunning { workspace } => {
-                format!(
-                    "take a snapshot (`agentiso snapshot create {workspace} NAME`) and fork from it, or stop the workspace"
-                )
-            }
+            Self::MemoryUnusable { .. } => "use its disk alone: --disk-only".into(),
+            Self::NotFrozen { .. } => "try again when the machine is less busy, or fork from a disk snapshot".into(),
             Self::NotFlushed { .. } => "try again, or take a crash-consistent snapshot".into(),
             Self::Start { .. } => {
                 "`agentiso logs WORKSPACE` shows more; `agentiso doctor` checks this host".into()

@@ -65,8 +65,8 @@ pub use error::{EngineError, ErrorKind};
 pub use store::StoreError;
 pub use workspace::{
     ForkFailure, ForkOrigin, ForkReport, ForkSpec, ForkWorker, Host, Isolation, MAX_FORKS, MAX_SNAPSHOTS,
-    PolicyChange, PortForward, PruneReport, Pruned, RestoreReport, SnapshotInfo, SnapshotSpec, Workspace,
-    WorkspaceInfo, WorkspaceSpec, WorkspaceState, WorkspaceSummary,
+    PolicyChange, PortForward, PruneReport, Pruned, RestoreReport, RestoreSpec, SnapshotInfo, SnapshotSpec,
+    Workspace, WorkspaceInfo, WorkspaceSpec, WorkspaceState, WorkspaceSummary,
 };
 
 /// The README's example, compiled.

@@ -20,6 +20,21 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "IMAGE", default_value = DEFAULT_IMAGE)]
     pub(crate) image: ImageName,
 
+    #[command(flatten)]
+    pub(crate) size: SizeArgs,
+
+    /// Let the machine reach the internet (never the host itself)
+    #[arg(long)]
+    pub(crate) internet: bool,
+
+    /// Forward a TCP port of the host's loopback to one of the machine; a free host port is picked if none is given
+    #[arg(short = 'p', long = "publish", value_name = "[HOST:]GUEST", value_parser = port)]
+    pub(crate) publish: Vec<Port>,
+}
+
+/// How large a machine is.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct SizeArgs {
     /// Virtual CPUs, 1 to 8
     #[arg(long, value_name = "N", default_value_t = VcpuCount::default(), value_parser = vcpus)]
     pub(crate) cpus: VcpuCount,
@@ -31,21 +46,20 @@ pub(crate) struct MachineArgs {
     /// Disk in GiB, 1 to 100; takes up only what is written to it
     #[arg(long, value_name = "GIB", default_value_t = DiskGib::default(), value_parser = disk)]
     pub(crate) disk: DiskGib,
+}
 
-    /// Let the machine reach the internet (never the host itself)
-    #[arg(long)]
-    pub(crate) internet: bool,
-
-    /// Forward a TCP port of the host's loopback to one of the machine; a free host port is picked if none is given
-    #[arg(short = 'p', long = "publish", value_name = "[HOST:]GUEST", value_parser = port)]
-    pub(crate) publish: Vec<Port>,
+impl SizeArgs {
+    /// What the library is asked for.
+    pub(crate) fn resources(self) -> Resources {
+        Resources { vcpus: self.cpus, memory_mb: self.memory, disk_gb: self.disk }
+    }
 }
 
 impl MachineArgs {
     /// What the library is asked for.
     pub(crate) fn spec(&self, name: Option<WorkspaceName>) -> Result<WorkspaceSpec, CliError> {
         let mut spec = WorkspaceSpec::new(self.image.as_str())
-            .resources(Resources { vcpus: self.cpus, memory_mb: self.memory, disk_gb: self.disk })
+            .resources(self.size.resources())
             .allow_internet(self.internet);
         spec.name = name;
         for port in &self.publish {

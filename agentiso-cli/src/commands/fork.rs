@@ -8,16 +8,20 @@ use clap::Args;
 
 use crate::{context::Context, error::CliError, stdio};
 
-/// Make running copies of a workspace; prints their names
+/// Make running copies of a workspace, memory and processes included if it runs; prints their names
 #[derive(Debug, Args)]
 pub(crate) struct ForkArgs {
     /// The workspace
     #[arg(value_name = "WORKSPACE")]
     workspace: String,
 
-    /// Fork from this snapshot; without it from the workspace as it is, which must be stopped then
+    /// Fork from this snapshot; without it from the workspace as it is
     #[arg(long, value_name = "SNAPSHOT")]
     snapshot: Option<SnapshotName>,
+
+    /// Copy the disk alone: the forks boot
+    #[arg(long)]
+    disk_only: bool,
 
     /// How many, 1 to 20; they are named PREFIX-1, PREFIX-2, ...
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_FORKS)))]
@@ -31,7 +35,13 @@ pub(crate) struct ForkArgs {
 impl ForkArgs {
     fn spec(self) -> ForkSpec {
         let (name, prefix) = if self.count.is_some() { (None, self.name) } else { (self.name, None) };
-        ForkSpec { snapshot: self.snapshot, count: self.count.unwrap_or(1), name, prefix }
+        ForkSpec {
+            snapshot: self.snapshot,
+            disk_only: self.disk_only,
+            count: self.count.unwrap_or(1),
+            name,
+            prefix,
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use agentiso_core::{
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
-use super::args::disk as disk_size;
+use super::args::{SizeArgs, disk as disk_size};
 use crate::{
     context::Context,
     error::{self, CliError},
@@ -58,6 +58,14 @@ enum ImageCommand {
         #[arg(value_name = "NAME")]
         name: ImageName,
     },
+    /// Make ready what workspaces of an image and size begin with, so that the first is as quick as the next
+    Warm {
+        /// Name of the image
+        #[arg(value_name = "NAME")]
+        name: ImageName,
+        #[command(flatten)]
+        size: SizeArgs,
+    },
     /// Remove images; one that workspaces began from is kept, with an error
     Rm {
         /// Names of the images; all are tried, whichever fail
@@ -74,7 +82,8 @@ enum Distribution {
 }
 
 pub(crate) async fn image(args: ImageArgs, context: &Context) -> Result<u8, CliError> {
-    let images = context.host().await?.images();
+    let host = context.host().await?;
+    let images = host.images();
     match args.command {
         ImageCommand::Build { distribution: Distribution::Debian, name, disk } => {
             let name = match name {
@@ -105,11 +114,17 @@ pub(crate) async fn image(args: ImageArgs, context: &Context) -> Result<u8, CliE
             let image = images.find(&name).await?;
             context.output.print(&image, description)?;
         }
+        ImageCommand::Warm { name, size } => {
+            let progress = context.progress(format!("making {name} ready"));
+            host.warm(name.as_str(), size.resources()).await?;
+            drop(progress);
+            context.output.print_json_only(&json!({ "name": name, "resources": size.resources() }))?;
+        }
         ImageCommand::Rm { names } => {
             let total = names.len();
             let (mut removed, mut failures) = (Vec::new(), Vec::new());
             for name in names {
-                match images.remove(name.as_str()).await.map_err(CliError::from) {
+                match host.remove_image(name.as_str()).await.map_err(CliError::from) {
                     Ok(()) => removed.push(name),
                     Err(error) => {
                         error::print(&error, context.output.json);

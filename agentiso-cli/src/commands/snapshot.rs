@@ -1,6 +1,6 @@
 //! `snapshot` and `restore`.
 
-use agentiso_core::{RestoreReport, SnapshotInfo, SnapshotSpec, types::SnapshotName};
+use agentiso_core::{RestoreReport, RestoreSpec, SnapshotInfo, SnapshotSpec, types::SnapshotName};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
@@ -19,7 +19,8 @@ pub(crate) struct SnapshotArgs {
 
 #[derive(Debug, Subcommand)]
 enum SnapshotCommand {
-    /// Take a snapshot of a workspace's disk, while a running machine goes on; prints its name
+    /// Take a snapshot: disk, memory and processes of a running machine, which goes on, or the disk of a stopped one;
+    /// prints its name
     Create {
         /// The workspace
         #[arg(value_name = "WORKSPACE")]
@@ -30,6 +31,9 @@ enum SnapshotCommand {
         /// Take it although the guest does not confirm that its file systems are flushed
         #[arg(long)]
         crash_consistent: bool,
+        /// Keep the disk alone, not memory and processes
+        #[arg(long)]
+        disk_only: bool,
     },
     /// List the snapshots of a workspace, oldest first
     Ls {
@@ -50,7 +54,7 @@ enum SnapshotCommand {
     },
 }
 
-/// Put a workspace back to a snapshot; a running machine boots from it, newer snapshots are removed
+/// Put a workspace back to a snapshot: with memory it runs on from there, without it boots; newer snapshots are removed
 #[derive(Debug, Args)]
 pub(crate) struct RestoreArgs {
     /// The workspace
@@ -60,14 +64,19 @@ pub(crate) struct RestoreArgs {
     /// Name of the snapshot
     #[arg(value_name = "SNAPSHOT")]
     snapshot: SnapshotName,
+
+    /// Put back the disk alone, although the snapshot holds memory
+    #[arg(long)]
+    disk_only: bool,
 }
 
 pub(crate) async fn snapshot(args: SnapshotArgs, context: &Context) -> Result<u8, CliError> {
     match args.command {
-        SnapshotCommand::Create { workspace, name, crash_consistent } => {
+        SnapshotCommand::Create { workspace, name, crash_consistent, disk_only } => {
             let workspace = context.workspace(&workspace).await?;
             let progress = context.progress(format!("taking a snapshot of {}", workspace.name()));
-            let taken = workspace.snapshot_with(SnapshotSpec { name, crash_consistent }).await?;
+            let memory = disk_only.then_some(false);
+            let taken = workspace.snapshot_with(SnapshotSpec { name, memory, crash_consistent }).await?;
             drop(progress);
             context.output.print(&taken, |taken| format!("{}\n", taken.name))?;
         }
@@ -92,7 +101,8 @@ pub(crate) async fn snapshot(args: SnapshotArgs, context: &Context) -> Result<u8
 pub(crate) async fn restore(args: RestoreArgs, context: &Context) -> Result<u8, CliError> {
     let workspace = context.workspace(&args.workspace).await?;
     let progress = context.progress(format!("restoring {}", workspace.name()));
-    let report = workspace.restore(args.snapshot.as_str()).await?;
+    let report =
+        workspace.restore_with(RestoreSpec { name: args.snapshot, disk_only: args.disk_only }).await?;
     drop(progress);
     if let Some(line) = removed_text(&report) {
         context.output.say(&line);

@@ -15,6 +15,10 @@ use crate::types::{MachineUid, MemoryMib, SnapshotId, VcpuCount};
 /// An image holds what was in a guest's memory, secrets included: only the state folder's owner can read it.
 #[async_trait]
 pub trait MachineMemory: Send + Sync {
+    /// What all machines that this hypervisor starts here have in common, as a name: an image that was made under
+    /// another name cannot be used.
+    fn image_key(&self) -> String;
+
     /// Keeps the memory and device state of a machine that runs, and what its disk holds at that moment. The machine
     /// stands still meanwhile, for as long as it takes to copy what it has written since it was started; then it runs
     /// on, whoever dies.

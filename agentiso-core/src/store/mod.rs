@@ -7,6 +7,7 @@
 mod record;
 mod schema;
 mod snapshots;
+mod templates;
 mod workspaces;
 
 use std::{path::Path, sync::Mutex, time::Duration};
@@ -14,7 +15,7 @@ use std::{path::Path, sync::Mutex, time::Duration};
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use crate::file_lock::FileLock;
-pub(crate) use record::{Runtime, SnapshotRecord, WorkspaceRecord};
+pub(crate) use record::{Runtime, SnapshotRecord, TemplateRecord, WorkspaceRecord};
 
 /// How long a write waits for another process's, before it fails. Each takes milliseconds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(20);

@@ -1,6 +1,7 @@
 //! What the records hold.
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::channel::ChannelRecord;
 use crate::hypervisor::Machine;
@@ -32,6 +33,8 @@ pub(crate) struct WorkspaceRecord {
     /// The machine and what belongs to it; none while it is stopped.
     pub(crate) runtime: Option<Runtime>,
     pub(crate) boot_time_ms: Option<u64>,
+    /// Whether it waits, paused, for somebody to ask for a workspace like it.
+    pub(crate) pooled: bool,
 }
 
 impl WorkspaceRecord {
@@ -62,4 +65,15 @@ pub(crate) struct SnapshotRecord {
     /// Made by a fork of a stopped workspace, not by a user; goes with the last fork that needs it.
     pub(crate) hidden: bool,
     pub(crate) crash_consistent: bool,
+    /// Whether there is a memory image of the same id.
+    pub(crate) memory: bool,
+}
+
+/// A machine that others begin with, as recorded: its disk, the snapshot of that and the memory image have its id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TemplateRecord {
+    pub(crate) id: Uuid,
+    pub(crate) base: BaseId,
+    /// When a machine was made from it last, in seconds since 1970; not exact to the hour.
+    pub(crate) used_at: u64,
 }

@@ -4,11 +4,11 @@ use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 
 use super::StoreError;
 
-/// Version of the tables below. A database of a newer version is refused; there is no older one yet.
-pub(super) const SCHEMA_VERSION: i64 = 1;
+/// Version of the tables below. A database of an older version is brought up to it, one of a newer is refused.
+pub(super) const SCHEMA_VERSION: i64 = 2;
 
 /// Values that are only ever read and written whole are kept as JSON.
-const TABLES: &str = "
+const VERSION_1: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE workspaces (
     id TEXT PRIMARY KEY,
@@ -45,6 +45,18 @@ CREATE TABLE snapshots (
 ) STRICT;
 ";
 
+/// What version 2 adds: snapshots with memory, templates, machines that wait in a pool.
+const VERSION_2: &str = "
+ALTER TABLE snapshots ADD COLUMN memory INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE workspaces ADD COLUMN pooled INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE templates (
+    id TEXT PRIMARY KEY,
+    base TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    used_at INTEGER NOT NULL
+) STRICT;
+";
+
 /// Makes the tables of an empty database, or checks the version of one that has them.
 pub(super) fn migrate(connection: &mut Connection, file: &str) -> Result<(), StoreError> {
     let failed = |source| StoreError::sql("prepare", file, source);
@@ -59,13 +71,19 @@ pub(super) fn migrate(connection: &mut Connection, file: &str) -> Result<(), Sto
             if let Some(table) = other {
                 return Err(StoreError::NotOurs { file: file.to_owned(), table });
             }
-            transaction.execute_batch(TABLES).map_err(failed)?;
+            transaction.execute_batch(VERSION_1).map_err(failed)?;
+            transaction.execute_batch(VERSION_2).map_err(failed)?;
             transaction
                 .execute(
                     "INSERT INTO meta VALUES ('state_id', ?1)",
                     [uuid::Uuid::new_v4().simple().to_string()],
                 )
                 .map_err(failed)?;
+            transaction.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(failed)?;
+            transaction.commit().map_err(failed)
+        }
+        1 => {
+            transaction.execute_batch(VERSION_2).map_err(failed)?;
             transaction.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(failed)?;
             transaction.commit().map_err(failed)
         }

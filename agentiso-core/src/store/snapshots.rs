@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use rusqlite::{Row, named_params};
 
 use super::{SnapshotRecord, Store, StoreError};
@@ -9,12 +11,12 @@ impl Store {
         self.write("add to", |transaction| {
             transaction
                 .execute(
-                    "INSERT INTO snapshots (id, workspace, name, created_at, ready, hidden, crash_consistent)
-                     VALUES (:id, :workspace, :name, :created_at, :ready, :hidden, :crash_consistent)",
+                    "INSERT INTO snapshots (id, workspace, name, created_at, ready, hidden, crash_consistent, memory)
+                     VALUES (:id, :workspace, :name, :created_at, :ready, :hidden, :crash_consistent, :memory)",
                     named_params! {
                         ":id": record.id.to_string(), ":workspace": record.workspace.to_string(), ":name": record.name,
                         ":created_at": i64::try_from(record.created_at).unwrap_or(i64::MAX), ":ready": record.ready,
-                        ":hidden": record.hidden, ":crash_consistent": record.crash_consistent,
+                        ":hidden": record.hidden, ":crash_consistent": record.crash_consistent, ":memory": record.memory,
                     },
                 )
                 .map_err(self.failed("add to"))?;
@@ -42,12 +44,27 @@ impl Store {
         })
     }
 
+    /// The ids of all snapshots that have a memory image, or will have one.
+    pub(crate) fn memory_snapshots(&self) -> Result<BTreeSet<SnapshotId>, StoreError> {
+        self.read(|connection| {
+            let mut statement = connection
+                .prepare_cached("SELECT id FROM snapshots WHERE memory")
+                .map_err(self.failed("read"))?;
+            let ids = statement.query_map([], |row| row.get::<_, String>(0)).map_err(self.failed("read"))?;
+            ids.filter_map(|id| match id {
+                Ok(id) => id.parse().ok().map(Ok),
+                Err(error) => Some(Err(self.failed("read")(error))),
+            })
+            .collect()
+        })
+    }
+
     /// The snapshots of a workspace, oldest first, hidden and incomplete ones included.
     pub(crate) fn snapshots(&self, workspace: WorkspaceId) -> Result<Vec<SnapshotRecord>, StoreError> {
         self.read(|connection| {
             let mut statement = connection
                 .prepare_cached(
-                    "SELECT id, workspace, name, created_at, ready, hidden, crash_consistent FROM snapshots
+                    "SELECT id, workspace, name, created_at, ready, hidden, crash_consistent, memory FROM snapshots
                      WHERE workspace = ?1 ORDER BY rowid",
                 )
                 .map_err(self.failed("read"))?;
@@ -62,8 +79,8 @@ fn read_row(row: &Row<'_>) -> rusqlite::Result<Result<SnapshotRecord, StoreError
     let damaged = |reason: String| StoreError::Damaged { what: format!("snapshot {name}"), reason };
     let (id, workspace): (String, String) = (row.get("id")?, row.get("workspace")?);
     let created_at: i64 = row.get("created_at")?;
-    let (ready, hidden, crash_consistent) =
-        (row.get("ready")?, row.get("hidden")?, row.get("crash_consistent")?);
+    let (ready, hidden, crash_consistent, memory) =
+        (row.get("ready")?, row.get("hidden")?, row.get("crash_consistent")?, row.get("memory")?);
     Ok((|| {
         Ok(SnapshotRecord {
             id: id.parse().map_err(|error: uuid::Error| damaged(error.to_string()))?,
@@ -73,6 +90,7 @@ fn read_row(row: &Row<'_>) -> rusqlite::Result<Result<SnapshotRecord, StoreError
             ready,
             hidden,
             crash_consistent,
+            memory,
         })
     })())
 }

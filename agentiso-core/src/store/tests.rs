@@ -19,6 +19,7 @@ fn record(name: &str) -> WorkspaceRecord {
         forked_from: None,
         runtime: None,
         boot_time_ms: None,
+        pooled: false,
     }
 }
 

@@ -10,7 +10,7 @@ use crate::types::{GuestPort, HostPort, MachineUid, WorkspaceId, WorkspaceName};
 /// below 2^31, which some programs take for negative.
 const FIRST_MACHINE_UID: u32 = 1_900_000_000;
 
-const COLUMNS: &str = "id, name, state, crashed, created_at, image, base, resources, policy, uid, owner, throwaway_of, forked_from, runtime, boot_time_ms";
+const COLUMNS: &str = "id, name, state, crashed, created_at, image, base, resources, policy, uid, owner, throwaway_of, forked_from, runtime, boot_time_ms, pooled";
 
 impl Store {
     /// Adds a workspace. With `private_uid` it gets a user id that no other one has.
@@ -29,15 +29,16 @@ impl Store {
             let row = Columns::of(&record)?;
             let inserted = transaction.execute(
                 "INSERT INTO workspaces (id, name, state, crashed, created_at, image, base, resources, policy, uid, owner,
-                     throwaway_of, forked_from, runtime, boot_time_ms)
+                     throwaway_of, forked_from, runtime, boot_time_ms, pooled)
                  VALUES (:id, :name, :state, :crashed, :created_at, :image, :base, :resources, :policy, :uid, :owner,
-                     :throwaway_of, :forked_from, :runtime, :boot_time_ms)
+                     :throwaway_of, :forked_from, :runtime, :boot_time_ms, :pooled)
                  ON CONFLICT (name) DO NOTHING",
                 named_params! {
                     ":id": row.id, ":name": row.name, ":state": row.state, ":crashed": row.crashed,
                     ":created_at": row.created_at, ":image": row.image, ":base": row.base, ":resources": row.resources,
                     ":policy": row.policy, ":uid": row.uid, ":owner": row.owner, ":throwaway_of": row.throwaway_of,
                     ":forked_from": row.forked_from, ":runtime": row.runtime, ":boot_time_ms": row.boot_time_ms,
+                    ":pooled": row.pooled,
                 },
             );
             match inserted.map_err(self.failed("add to"))? {
@@ -235,6 +236,7 @@ struct Columns {
     forked_from: Option<String>,
     runtime: Option<String>,
     boot_time_ms: Option<i64>,
+    pooled: bool,
 }
 
 impl Columns {
@@ -255,6 +257,7 @@ impl Columns {
             forked_from: row.get("forked_from")?,
             runtime: row.get("runtime")?,
             boot_time_ms: row.get("boot_time_ms")?,
+            pooled: row.get("pooled")?,
         })
     }
 
@@ -275,6 +278,7 @@ impl Columns {
             throwaway_of: record.throwaway_of.as_ref().map(|process| to_json(what, process)).transpose()?,
             forked_from: record.forked_from.as_ref().map(|origin| to_json(what, origin)).transpose()?,
             runtime: record.runtime.as_ref().map(|runtime| to_json(what, runtime)).transpose()?,
+            pooled: record.pooled,
             boot_time_ms: record.boot_time_ms.map(|ms| i64::try_from(ms).unwrap_or(i64::MAX)),
         })
     }
@@ -299,6 +303,7 @@ impl Columns {
                 .transpose()?,
             forked_from: self.forked_from.map(|json| from_json(&name, "forked_from", &json)).transpose()?,
             runtime: self.runtime.map(|json| from_json(&name, "runtime", &json)).transpose()?,
+            pooled: self.pooled,
             boot_time_ms: self.boot_time_ms.and_then(|ms| u64::try_from(ms).ok()),
             name: WorkspaceName::new(name.clone()).map_err(|error| damaged(&name, "name", &error))?,
         })

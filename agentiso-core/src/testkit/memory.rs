@@ -23,6 +23,10 @@ const IMAGE_BYTES: u64 = 1 << 20;
 
 #[async_trait]
 impl MachineMemory for FakeHypervisor {
+    fn image_key(&self) -> String {
+        "fake".to_owned()
+    }
+
     async fn capture(&self, machine: &Machine, spec: CaptureSpec<'_>) -> Result<Capture, HypervisorError> {
         let entered = self.host().faults().enter("hypervisor.capture").await?;
         let guest = self.guest_that_runs(machine)?;

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::engine::{Callers, Engine, caller, now};
 use super::info::{ForkOrigin, WorkspaceState};
 use super::lock::WorkspaceLock;
+use super::machine::Begin;
 use super::spec::WorkspaceSpec;
 use crate::error::EngineError;
 use crate::network::NetworkPolicy;
@@ -15,7 +16,7 @@ use crate::types::{
 };
 
 /// Whoever uses the library or the command line owns what they make. Sessions come with the MCP server.
-const OPERATOR: &str = "operator";
+pub(super) const OPERATOR: &str = "operator";
 
 /// A GiB, in bytes.
 const GIB: u64 = 1 << 30;
@@ -38,6 +39,7 @@ pub(super) struct Plan {
     pub(super) image: ImageName,
     pub(super) base: BaseId,
     pub(super) origin: DiskOrigin,
+    pub(super) begin: Begin,
     pub(super) resources: Resources,
     pub(super) policy: NetworkPolicy,
     pub(super) forwards: BTreeMap<GuestPort, Option<HostPort>>,
@@ -60,21 +62,30 @@ impl Engine {
     ) -> Result<WorkspaceRecord, EngineError> {
         let image = self.images.find(&spec.image_name()?).await?;
         check_disk(spec.resources.disk_gb, image.bytes, || format!("image {}", image.name))?;
-        let plan = Plan {
-            naming: spec.name.map_or(Naming::Any, Naming::Exactly),
-            image: image.name,
-            base: image.base,
-            origin: DiskOrigin::Base(image.base),
-            resources: spec.resources,
-            policy: spec.policy,
-            forwards: spec.forwards,
-            throwaway: spec.throwaway,
-            forked_from: None,
-        };
+        if let Some(name) = spec.name.clone() {
+            // Decided for good when the record is made; a template takes a boot, too long to find out then.
+            let taken = name.to_string();
+            if self.records(move |store| store.by_name(&name)).await?.is_some() {
+                return Err(EngineError::NameTaken { name: taken });
+            }
+        }
         let (caller, callers) = caller();
         let engine = Arc::clone(self);
         let made = self
             .finish(async move {
+                let (origin, begin) = engine.beginning(&image, spec.resources, callers.clone()).await?;
+                let plan = Plan {
+                    naming: spec.name.map_or(Naming::Any, Naming::Exactly),
+                    image: image.name,
+                    base: image.base,
+                    origin,
+                    begin,
+                    resources: spec.resources,
+                    policy: spec.policy,
+                    forwards: spec.forwards,
+                    throwaway: spec.throwaway,
+                    forked_from: None,
+                };
                 let reserved = engine.reserve(&plan).await?;
                 engine.complete(reserved, &plan, callers).await
             })
@@ -109,6 +120,7 @@ impl Engine {
             forked_from: plan.forked_from.clone(),
             runtime: None,
             boot_time_ms: None,
+            pooled: false,
         };
         let inserted = self.insert_named(draft, &plan.naming).await;
         let mut record = match inserted {
@@ -188,7 +200,7 @@ impl Engine {
         {
             self.records(move |store| store.set_forward(id, guest, host)).await?;
         }
-        self.boot(record).await?;
+        self.boot(record, plan.begin).await?;
         for guest in plan.forwards.iter().filter(|(_, host)| host.is_none()).map(|(guest, _)| *guest) {
             self.forward(record, guest, None).await?;
         }
@@ -201,9 +213,14 @@ impl Engine {
         record.state = WorkspaceState::Destroying;
         self.save(record).await?;
         self.clear_machine(record).await?;
+        let id = record.id;
+        for snapshot in self.records(move |store| store.snapshots(id)).await? {
+            if snapshot.memory {
+                self.backends.hypervisor.delete_image(snapshot.id).await?;
+            }
+        }
         self.backends.storage.destroy_disk(record.disk()).await?;
         self.remove_run_dir(record.id)?;
-        let id = record.id;
         self.records(move |store| store.remove(id)).await?;
         if let Some(origin) = &record.forked_from {
             self.drop_hidden_snapshots(origin.workspace_id).await;

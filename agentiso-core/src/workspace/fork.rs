@@ -6,12 +6,13 @@ use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::create::{Naming, Plan, Reserved};
 use super::engine::{Engine, caller};
-use super::info::{ForkFailure, ForkOrigin, ForkReport, ForkWorker};
-use super::snapshot::Visibility;
+use super::info::{ForkFailure, ForkOrigin, ForkReport, ForkWorker, WorkspaceState};
+use super::machine::Begin;
+use super::snapshot::{Draft, KeptMemory, Visibility};
 use super::spec::{ForkSpec, MAX_FORKS};
 use crate::error::EngineError;
 use crate::storage::DiskOrigin;
-use crate::store::WorkspaceRecord;
+use crate::store::{SnapshotRecord, WorkspaceRecord};
 use crate::types::{SnapshotId, WorkspaceId, WorkspaceName};
 
 /// Machines that boot at once for each CPU of the host: more only make all of them slower, and the emulator's boots
@@ -44,9 +45,10 @@ impl Engine {
         let report = self
             .finish(async move {
                 let (parent, record) = engine.lock_record(id).await?;
-                let (snapshot, name) = engine.fork_point(&record, &spec).await?;
+                let point = engine.fork_point(&record, &spec).await?;
+                let name = (!point.snapshot.hidden).then(|| point.snapshot.name.clone());
                 let origin = ForkOrigin { workspace_id: id, name: record.name.to_string(), snapshot: name };
-                let plan = fork_plan(&record, &spec, snapshot, origin.clone());
+                let plan = fork_plan(&record, &spec, &point, origin.clone());
                 let reserved = engine.reserve_forks(&plan, spec.count).await;
                 // From here on the forks have disks of their own; their parent is free.
                 drop(parent);
@@ -54,7 +56,11 @@ impl Engine {
                     engine.drop_hidden_snapshots(id).await;
                 }
                 let reserved = reserved?;
-                Ok(engine.boot_forks(plan, origin, reserved, callers).await)
+                let report = engine.boot_forks(plan, origin, reserved, callers).await;
+                if point.snapshot.hidden {
+                    engine.drop_fork_memory(&point.snapshot, report.success_count).await;
+                }
+                Ok(report)
             })
             .await;
         caller.received(report)
@@ -80,21 +86,39 @@ impl Engine {
         Ok(reserved)
     }
 
-    /// The snapshot that forks begin from; of a stopped workspace without a named one, a new hidden one.
-    async fn fork_point(
-        &self,
-        parent: &WorkspaceRecord,
-        spec: &ForkSpec,
-    ) -> Result<(SnapshotId, Option<String>), EngineError> {
+    /// The snapshot that forks begin from: the one that was named, or a new hidden one, with memory if the workspace
+    /// runs.
+    async fn fork_point(&self, parent: &WorkspaceRecord, spec: &ForkSpec) -> Result<ForkPoint, EngineError> {
         if let Some(name) = &spec.snapshot {
             let snapshot = self.find_snapshot(parent, name).await?;
-            return Ok((snapshot.id, Some(snapshot.name)));
+            let begin = match snapshot.memory && !spec.disk_only {
+                true => self.begin_of(parent, &snapshot).await?,
+                false => Begin::Boot,
+            };
+            return Ok(ForkPoint { snapshot, begin });
         }
-        if self.living(parent).is_some() {
-            return Err(EngineError::ForkOfRunning { workspace: parent.name.to_string() });
+        let runs = self.living(parent).is_some() && parent.state == WorkspaceState::Running;
+        let memory = runs && !spec.disk_only;
+        let draft = Draft {
+            name: &format!("fork:{}", SnapshotId::random()),
+            visibility: Visibility::Hidden,
+            crash_consistent: false,
+            // Its children map or copy it within moments; after a power failure there are none.
+            memory: memory.then_some(KeptMemory { restores: spec.count, durable: false }),
+        };
+        let snapshot = self.take_snapshot(parent, &draft).await?;
+        let begin = if memory { Begin::Clone(snapshot.id) } else { Begin::Boot };
+        Ok(ForkPoint { snapshot, begin })
+    }
+
+    /// Removes the memory that forks began with: they have it. Without forks the snapshot goes as well.
+    async fn drop_fork_memory(&self, snapshot: &SnapshotRecord, forks: usize) {
+        if let Err(error) = self.backends.hypervisor.delete_image(snapshot.id).await {
+            tracing::warn!(%error, "could not remove the memory that forks began with");
         }
-        let hidden = format!("fork:{}", SnapshotId::random());
-        Ok((self.take_snapshot(parent, &hidden, Visibility::Hidden, false).await?.id, None))
+        if forks == 0 {
+            self.drop_hidden_snapshots(snapshot.workspace).await;
+        }
     }
 
     async fn boot_forks(
@@ -144,7 +168,13 @@ impl Engine {
     }
 }
 
-fn fork_plan(parent: &WorkspaceRecord, spec: &ForkSpec, snapshot: SnapshotId, origin: ForkOrigin) -> Plan {
+/// What forks begin with.
+struct ForkPoint {
+    snapshot: SnapshotRecord,
+    begin: Begin,
+}
+
+fn fork_plan(parent: &WorkspaceRecord, spec: &ForkSpec, point: &ForkPoint, origin: ForkOrigin) -> Plan {
     Plan {
         naming: match (&spec.name, &spec.prefix) {
             (Some(name), _) => Naming::Exactly(name.clone()),
@@ -152,7 +182,8 @@ fn fork_plan(parent: &WorkspaceRecord, spec: &ForkSpec, snapshot: SnapshotId, or
         },
         image: parent.image.clone(),
         base: parent.base,
-        origin: DiskOrigin::Snapshot { disk: parent.disk(), snapshot },
+        origin: DiskOrigin::Snapshot { disk: parent.disk(), snapshot: point.snapshot.id },
+        begin: point.begin,
         resources: parent.resources,
         policy: parent.policy.clone(),
         // A forward leads to one machine; forks get none.

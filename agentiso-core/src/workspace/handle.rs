@@ -7,7 +7,7 @@ use super::info::{
     ForkReport, PortForward, RestoreReport, SnapshotInfo, WorkspaceInfo, WorkspaceState, WorkspaceSummary,
 };
 use super::lifecycle::PolicyChange;
-use super::spec::{ForkSpec, SnapshotSpec};
+use super::spec::{ForkSpec, RestoreSpec, SnapshotSpec};
 use crate::channel::client::{CollectOptions, ExecOutput, ExecSpec, GuestClient};
 use crate::error::EngineError;
 use crate::hypervisor::MachineLog;
@@ -123,18 +123,19 @@ impl Workspace {
             .map_err(|source| EngineError::operation("run a command in", self.name.as_str(), source))
     }
 
-    /// Takes a snapshot of its disk; a running machine goes on.
+    /// Takes a snapshot of its disk, and of memory and processes if it runs; a running machine goes on.
     ///
     /// # Errors
     /// See [`Workspace::snapshot_with`].
     pub async fn snapshot(&self, name: &str) -> Result<SnapshotInfo, EngineError> {
-        self.snapshot_with(SnapshotSpec { name: SnapshotName::new(name)?, crash_consistent: false }).await
+        self.snapshot_with(SnapshotSpec::new(SnapshotName::new(name)?)).await
     }
 
-    /// Takes a snapshot of its disk; a running machine goes on.
+    /// Takes a snapshot; a running machine goes on, and stands still for a moment if its memory is kept.
     ///
     /// # Errors
-    /// The name is taken; there are 20 snapshots already; the guest did not flush its file systems within 15 s. No
+    /// The name is taken; there are 20 snapshots already; memory was asked for and it does not run; the guest did not
+    /// flush its file systems within 15 s, or its processes did not stand still within 2 s; the host's disk is full. No
     /// snapshot is left then, and the machine goes on as before.
     pub async fn snapshot_with(&self, spec: SnapshotSpec) -> Result<SnapshotInfo, EngineError> {
         self.engine.snapshot(self.id, spec).await
@@ -150,13 +151,22 @@ impl Workspace {
         self.engine.snapshot_infos(self.id, &usage.snapshots.into_iter().collect()).await
     }
 
-    /// Puts its disk back to a snapshot. A machine that runs is ended and boots from there. Snapshots that are newer
-    /// are removed; the report names them.
+    /// Goes back to a snapshot. One with memory: the machine runs on from there, processes and all. One without: a
+    /// machine that runs is ended and boots from there. Snapshots that are newer are removed; the report names them.
     ///
     /// # Errors
-    /// No such snapshot: nothing is changed. The machine does not boot: the disk has been put back.
+    /// No such snapshot, or its memory cannot be used here: nothing is changed. The machine does not start: the disk
+    /// has been put back.
     pub async fn restore(&self, name: &str) -> Result<RestoreReport, EngineError> {
-        self.engine.restore(self.id, SnapshotName::new(name)?).await
+        self.restore_with(RestoreSpec { name: SnapshotName::new(name)?, disk_only: false }).await
+    }
+
+    /// Goes back to a snapshot, or to its disk alone.
+    ///
+    /// # Errors
+    /// As [`Workspace::restore`].
+    pub async fn restore_with(&self, spec: RestoreSpec) -> Result<RestoreReport, EngineError> {
+        self.engine.restore(self.id, spec).await
     }
 
     /// Removes a snapshot.
@@ -167,12 +177,14 @@ impl Workspace {
         self.engine.delete_snapshot(self.id, SnapshotName::new(name)?).await
     }
 
-    /// Makes forks that begin with its disk as a snapshot has it, or as it is if it is stopped, and boots them.
+    /// Makes forks of it, as a snapshot has it or as it is now, and starts them. Those of a running workspace, and of a
+    /// snapshot with memory, run on from that moment, processes and all; the others boot.
     ///
     /// Each succeeds or fails for itself; the report says which. They inherit policy and resources, no forward.
     ///
     /// # Errors
-    /// It runs and no snapshot was named; no such snapshot; the name is taken. Nothing was made then.
+    /// No such snapshot, or its memory cannot be used here; its processes did not stand still within 2 s; the name is
+    /// taken; the host's disk is full. Nothing was made then, and it runs on.
     pub async fn fork(&self, spec: ForkSpec) -> Result<ForkReport, EngineError> {
         self.engine.fork(self.id, spec).await
     }

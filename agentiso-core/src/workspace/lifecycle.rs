@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::engine::{Engine, not_running};
 use super::info::{PortForward, WorkspaceState};
+use super::machine::Begin;
 use crate::error::EngineError;
 use crate::network::{NetworkError, NetworkPolicy};
 use crate::store::{Runtime, WorkspaceRecord};
@@ -44,7 +45,7 @@ impl Engine {
                     (true, _) => Ok(()),
                     (false, _) => {
                         engine.clear_machine(record).await?;
-                        engine.boot(record).await
+                        engine.boot(record, Begin::Boot).await
                     }
                 }
             })

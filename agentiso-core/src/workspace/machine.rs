@@ -13,7 +13,27 @@ use crate::error::EngineError;
 use crate::hypervisor::{HypervisorError, LaunchSpec, MachineLog, Start, printable};
 use crate::network::{AttachSpec, Attachment};
 use crate::store::{Runtime, WorkspaceRecord};
-use crate::types::{WorkspaceId, guest_hostname};
+use crate::types::{SnapshotId, WorkspaceId, guest_hostname};
+
+/// What a machine begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Begin {
+    /// Its disk: it boots.
+    Boot,
+    /// The memory of a template, in which no process of a user's is.
+    Template(SnapshotId),
+    /// The memory of a machine whose processes were frozen when it was captured.
+    Clone(SnapshotId),
+}
+
+impl Begin {
+    fn start(self) -> Start {
+        match self {
+            Self::Boot => Start::Boot,
+            Self::Template(image) | Self::Clone(image) => Start::Restore(image),
+        }
+    }
+}
 
 /// Bytes of a machine's log that an error shows.
 const ERROR_LOG_BYTES: u64 = 4096;
@@ -28,16 +48,16 @@ const POWER_OFF_LIMIT: std::time::Duration = std::time::Duration::from_secs(20);
 const POWER_BUTTON_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
 
 impl Engine {
-    /// Boots a workspace's machine and configures its guest. The caller holds its lock; its record says `Running` when
+    /// Starts a workspace's machine and configures its guest. The caller holds its lock; its record says `Running` when
     /// this returns, and is written.
     ///
     /// On failure nothing is left of the machine and the record says `Stopped`; the error carries the console's end.
-    pub(super) async fn boot(&self, record: &mut WorkspaceRecord) -> Result<(), EngineError> {
+    pub(super) async fn boot(&self, record: &mut WorkspaceRecord, begin: Begin) -> Result<(), EngineError> {
         let begun = Instant::now();
         record.state = WorkspaceState::Starting;
         record.crashed = false;
         self.save(record).await?;
-        match self.try_boot(record).await {
+        match self.try_boot(record, begin).await {
             Ok(()) => {
                 record.state = WorkspaceState::Running;
                 record.boot_time_ms = u64::try_from(begun.elapsed().as_millis()).ok();
@@ -61,17 +81,27 @@ impl Engine {
         }
     }
 
-    async fn try_boot(&self, record: &mut WorkspaceRecord) -> Result<(), EngineError> {
+    async fn try_boot(&self, record: &mut WorkspaceRecord, begin: Begin) -> Result<(), EngineError> {
         let run_dir = self.run_dir(record.id);
         fresh_folder(&run_dir)?;
-        let guest_network = self.launch(record, &run_dir).await?;
+        let guest_network = self.launch(record, &run_dir, begin.start()).await?;
         self.save(record).await?;
         let client = self.client(record)?;
-        self.wait_for_agent(record, &client).await?;
+        if begin == Begin::Boot {
+            self.wait_for_agent(record, &client).await?;
+        }
+        // Before any process of the user's runs again in a machine that was one before.
         client
             .configure(self.configuration(record, guest_network)?)
             .await
-            .map_err(|source| EngineError::operation("configure", record.name.as_str(), source))
+            .map_err(|source| EngineError::operation("configure", record.name.as_str(), source))?;
+        if let Begin::Clone(_) = begin {
+            client
+                .thaw()
+                .await
+                .map_err(|source| EngineError::operation("thaw", record.name.as_str(), source))?;
+        }
+        Ok(())
     }
 
     /// Starts the machine and what it is connected to. Each part that was made is in the record at once, so that a
@@ -80,6 +110,7 @@ impl Engine {
         &self,
         record: &mut WorkspaceRecord,
         run_dir: &Path,
+        start: Start,
     ) -> Result<NetworkConfiguration, EngineError> {
         let id = record.id;
         let forwards = self.records(move |store| store.forwards(id)).await?;
@@ -110,7 +141,7 @@ impl Engine {
             .launch(LaunchSpec {
                 id,
                 uid: record.uid,
-                start: Start::Boot,
+                start,
                 vcpus: record.resources.vcpus,
                 memory: record.resources.memory_mb,
                 kernel: self.layout.kernel(),

@@ -1,5 +1,6 @@
 //! The engine: workspaces and what can be done with them.
 
+mod capture;
 mod create;
 mod engine;
 mod fork;
@@ -12,6 +13,7 @@ mod machine;
 mod reconcile;
 mod snapshot;
 mod spec;
+mod template;
 
 pub use handle::Workspace;
 pub use host::Host;
@@ -20,7 +22,7 @@ pub use info::{
     RestoreReport, SnapshotInfo, WorkspaceInfo, WorkspaceState, WorkspaceSummary,
 };
 pub use lifecycle::PolicyChange;
-pub use spec::{ForkSpec, MAX_FORKS, MAX_SNAPSHOTS, SnapshotSpec, WorkspaceSpec};
+pub use spec::{ForkSpec, MAX_FORKS, MAX_SNAPSHOTS, RestoreSpec, SnapshotSpec, WorkspaceSpec};
 
 #[cfg(test)]
 mod tests;

@@ -13,7 +13,7 @@ use super::lock::WorkspaceLock;
 use crate::error::EngineError;
 use crate::storage::StorageError;
 use crate::store::WorkspaceRecord;
-use crate::types::{ProcessRef, WorkspaceId};
+use crate::types::{ProcessRef, SnapshotId, WorkspaceId};
 
 /// Who started a stray process.
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +38,30 @@ impl Engine {
                 Err(error) => tracing::warn!(%error, "left a damaged record alone"),
             }
         }
-        self.remove_unrecorded(&processes).await
+        self.remove_unrecorded(&processes).await?;
+        self.remove_unrecorded_images().await?;
+        self.collect_templates().await
+    }
+
+    /// Removes memory images that belong to no snapshot and no template.
+    async fn remove_unrecorded_images(&self) -> Result<(), EngineError> {
+        let images = self.backends.hypervisor.images().await?;
+        if images.is_empty() {
+            return Ok(());
+        }
+        // Read after the images: what is made meanwhile has a record first.
+        let mut recorded = self.records(|store| store.memory_snapshots()).await?;
+        recorded.extend(
+            self.records(|store| store.templates()).await?.into_iter().map(|one| SnapshotId::from(one.id)),
+        );
+        for image in images.into_iter().filter(|image| !recorded.contains(image)) {
+            // Held: somebody is just making a template.
+            if let Some(lock) = self.try_lock(*image.as_uuid())? {
+                self.backends.hypervisor.delete_image(image).await?;
+                lock.remove();
+            }
+        }
+        Ok(())
     }
 
     /// Puts one workspace right, unless somebody is busy with it.
@@ -93,6 +116,11 @@ impl Engine {
         let machine = self.living(record).map(|runtime| runtime.machine.clone());
         for snapshot in self.records(move |store| store.snapshots(id)).await? {
             if !snapshot.ready {
+                if let Some(runtime) = self.living(record).filter(|_| snapshot.memory) {
+                    // Whoever was capturing it may have gone between freezing and thawing.
+                    self.backends.hypervisor.resume(&runtime.machine).await?;
+                    self.wake(record, runtime).await?;
+                }
                 self.undo_snapshot(record, snapshot.id, machine.as_ref()).await?;
             }
         }
@@ -101,7 +129,7 @@ impl Engine {
         let kept: BTreeSet<_> = kept.snapshots.into_iter().map(|(snapshot, _)| snapshot).collect();
         for snapshot in self.records(move |store| store.snapshots(id)).await? {
             if !kept.contains(&snapshot.id) {
-                self.records(move |store| store.remove_snapshot(snapshot.id)).await?;
+                self.forget_snapshot(snapshot.id).await?;
             }
         }
         Ok(())
@@ -115,8 +143,10 @@ impl Engine {
         let inventory = self.backends.storage.inventory().await?;
         let catalogued = self.images.bases().await?;
         // Read after everything that is compared with them: what is made meanwhile has a record first.
-        let recorded: BTreeSet<Uuid> =
+        let mut recorded: BTreeSet<Uuid> =
             self.records(|store| store.ids()).await?.into_iter().map(|id| *id.as_uuid()).collect();
+        recorded
+            .extend(self.records(|store| store.templates()).await?.into_iter().map(|template| template.id));
         let found = processes
             .keys()
             .map(|id| *id.as_uuid())
@@ -131,7 +161,9 @@ impl Engine {
         for id in found {
             // Held: somebody is just making it, a base image too.
             let Some(lock) = self.try_lock(id)? else { continue };
-            if self.records(move |store| store.ids()).await?.contains(&WorkspaceId::from(id)) {
+            if self.records(move |store| store.ids()).await?.contains(&WorkspaceId::from(id))
+                || self.records(move |store| store.template(id)).await?.is_some()
+            {
                 continue;
             }
             let removed = self.remove_one_unrecorded(id, processes).await;

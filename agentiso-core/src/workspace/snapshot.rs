@@ -1,11 +1,12 @@
-//! Snapshots of disks: take, list, restore, delete.
+//! Snapshots, of disk and memory or of the disk alone: take, list, restore, delete.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::create::dependent_names;
-use super::engine::{Engine, now};
+use super::engine::{Engine, not_running, now};
 use super::info::{RestoreReport, SnapshotInfo, WorkspaceState};
-use super::spec::{MAX_SNAPSHOTS, SnapshotSpec};
+use super::machine::Begin;
+use super::spec::{MAX_SNAPSHOTS, RestoreSpec, SnapshotSpec};
 use crate::error::EngineError;
 use crate::hypervisor::Machine;
 use crate::storage::{Outcome, PendingSnapshot};
@@ -28,28 +29,35 @@ impl Engine {
                 if visible.len() >= MAX_SNAPSHOTS {
                     return Err(EngineError::TooManySnapshots { workspace, max: MAX_SNAPSHOTS });
                 }
-                let taken = engine
-                    .take_snapshot(record, spec.name.as_str(), Visibility::Listed, spec.crash_consistent)
-                    .await?;
+                let runs = engine.living(record).is_some() && record.state == WorkspaceState::Running;
+                let draft = Draft {
+                    name: spec.name.as_str(),
+                    visibility: Visibility::Listed,
+                    crash_consistent: spec.crash_consistent,
+                    memory: match spec.memory.unwrap_or(runs) {
+                        false => None,
+                        true if runs => Some(KeptMemory { restores: 1, durable: true }),
+                        true => return Err(not_running(record, "snapshotted with its memory")),
+                    },
+                };
+                let taken = engine.take_snapshot(record, &draft).await?;
                 Ok(engine.snapshot_info(record, taken).await)
             })
         })
         .await
     }
 
-    /// Takes a snapshot of a workspace's disk, in use or not. The caller holds the lock and has checked the name.
+    /// Takes a snapshot of a workspace, in use or not. The caller holds the lock and has checked the name.
     ///
     /// On failure the workspace goes on as it was.
     pub(super) async fn take_snapshot(
         &self,
         record: &WorkspaceRecord,
-        name: &str,
-        visibility: Visibility,
-        crash_consistent: bool,
+        draft: &Draft<'_>,
     ) -> Result<SnapshotRecord, EngineError> {
         let machine = self.living(record).map(|runtime| runtime.machine.clone());
         let mut flushed = machine.is_none();
-        if let Some(runtime) = self.living(record).filter(|_| !crash_consistent) {
+        if let Some(runtime) = self.living(record).filter(|_| !draft.crash_consistent) {
             if record.state == WorkspaceState::Paused {
                 return Err(EngineError::WrongState {
                     workspace: record.name.to_string(),
@@ -67,15 +75,20 @@ impl Engine {
         let snapshot = SnapshotRecord {
             id: SnapshotId::random(),
             workspace: record.id,
-            name: name.to_owned(),
+            name: draft.name.to_owned(),
             created_at: now(),
             ready: false,
-            hidden: visibility == Visibility::Hidden,
+            hidden: draft.visibility == Visibility::Hidden,
             crash_consistent: !flushed,
+            memory: draft.memory.is_some(),
         };
         let row = snapshot.clone();
         self.records(move |store| store.insert_snapshot(&row)).await?;
-        match self.freeze_disk(record, &snapshot, machine.as_ref()).await {
+        let taken = match (draft.memory, self.living(record)) {
+            (Some(memory), Some(runtime)) => self.capture(record, runtime, &snapshot, memory).await,
+            _ => self.freeze_disk(record, &snapshot, machine.as_ref()).await,
+        };
+        match taken {
             Ok(()) => {
                 let id = snapshot.id;
                 self.records(move |store| store.snapshot_ready(id)).await?;
@@ -147,6 +160,7 @@ impl Engine {
             };
             storage.finish_snapshot(disk, snapshot, outcome).await?;
         }
+        self.backends.hypervisor.delete_image(snapshot).await?;
         storage.delete_snapshot(disk, snapshot).await?;
         self.records(move |store| store.remove_snapshot(snapshot)).await
     }
@@ -194,11 +208,15 @@ impl Engine {
     pub(super) async fn restore(
         self: &Arc<Self>,
         id: WorkspaceId,
-        name: SnapshotName,
+        spec: RestoreSpec,
     ) -> Result<RestoreReport, EngineError> {
         self.locked(id, move |engine, record| {
             Box::pin(async move {
-                let snapshot = engine.find_snapshot(record, &name).await?;
+                let snapshot = engine.find_snapshot(record, &spec.name).await?;
+                let begin = match snapshot.memory && !spec.disk_only {
+                    true => Some(engine.begin_of(record, &snapshot).await?),
+                    false => None,
+                };
                 let (state, _) = engine.present_state(record);
                 // What it holds is given up anyway: no need for it to shut down first.
                 engine.clear_machine(record).await?;
@@ -208,16 +226,20 @@ impl Engine {
                 let mut removed_snapshots = Vec::new();
                 for old in engine.records(move |store| store.snapshots(id)).await? {
                     if removed.contains(&old.id) {
-                        engine.records(move |store| store.remove_snapshot(old.id)).await?;
+                        engine.forget_snapshot(old.id).await?;
                         if !old.hidden {
                             removed_snapshots.push(old.name);
                         }
                     }
                 }
-                if matches!(state, WorkspaceState::Running | WorkspaceState::Paused) {
-                    engine.boot(record).await?;
+                match (begin, state) {
+                    (Some(begin), _) => engine.boot(record, begin).await?,
+                    (None, WorkspaceState::Running | WorkspaceState::Paused) => {
+                        engine.boot(record, Begin::Boot).await?;
+                    }
+                    (None, _) => {}
                 }
-                Ok(RestoreReport { restored: name.to_string(), removed_snapshots, state: record.state })
+                Ok(RestoreReport { restored: spec.name.to_string(), removed_snapshots, state: record.state })
             })
         })
         .await
@@ -242,10 +264,16 @@ impl Engine {
                         None => error.into(),
                     });
                 }
-                engine.records(move |store| store.remove_snapshot(snapshot.id)).await
+                engine.forget_snapshot(snapshot.id).await
             })
         })
         .await
+    }
+
+    /// Removes what is left of a snapshot whose disk is gone.
+    pub(super) async fn forget_snapshot(&self, snapshot: SnapshotId) -> Result<(), EngineError> {
+        self.backends.hypervisor.delete_image(snapshot).await?;
+        self.records(move |store| store.remove_snapshot(snapshot)).await
     }
 
     /// Removes the hidden snapshots of a workspace that no fork needs any more, if nobody is busy with it. What stays
@@ -261,12 +289,32 @@ impl Engine {
         let Ok(snapshots) = self.records(move |store| store.snapshots(id)).await else { return };
         for snapshot in snapshots.into_iter().filter(|snapshot| snapshot.hidden) {
             if self.backends.storage.delete_snapshot(record.disk(), snapshot.id).await.is_ok()
-                && let Err(error) = self.records(move |store| store.remove_snapshot(snapshot.id)).await
+                && let Err(error) = self.forget_snapshot(snapshot.id).await
             {
                 tracing::warn!(workspace = %record.name, %error, "could not forget a hidden snapshot");
             }
         }
     }
+}
+
+/// A snapshot that is to be taken.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Draft<'a> {
+    pub(super) name: &'a str,
+    pub(super) visibility: Visibility,
+    /// Without the guest having flushed its file systems.
+    pub(super) crash_consistent: bool,
+    /// Memory and processes as well.
+    pub(super) memory: Option<KeptMemory>,
+}
+
+/// What the memory in a snapshot is for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct KeptMemory {
+    /// How many machines will be started from it at once.
+    pub(super) restores: u32,
+    /// Whether it outlives a power failure.
+    pub(super) durable: bool,
 }
 
 /// Whether users see a snapshot.
@@ -284,7 +332,7 @@ fn describe(snapshot: SnapshotRecord, sizes: &BTreeMap<SnapshotId, u64>) -> Snap
         size_bytes: sizes.get(&snapshot.id).copied().unwrap_or_default(),
         name: snapshot.name,
         created_at: snapshot.created_at,
-        memory: false,
+        memory: snapshot.memory,
         crash_consistent: snapshot.crash_consistent,
     }
 }

@@ -61,21 +61,41 @@ impl WorkspaceSpec {
     }
 }
 
-/// A disk snapshot to take.
+/// A snapshot to take.
 #[derive(Clone, Debug)]
 pub struct SnapshotSpec {
     /// What people call it.
     pub name: SnapshotName,
+    /// Whether memory and processes are kept with the disk. Not said: yes if the machine runs.
+    pub memory: Option<bool>,
     /// Take it although the guest does not confirm that its file systems are flushed: it is then what a power cut
     /// would have left.
     pub crash_consistent: bool,
 }
 
+impl SnapshotSpec {
+    /// A snapshot of that name, with memory if the machine runs, and with file systems flushed.
+    pub fn new(name: SnapshotName) -> Self {
+        Self { name, memory: None, crash_consistent: false }
+    }
+}
+
+/// A snapshot to go back to.
+#[derive(Clone, Debug)]
+pub struct RestoreSpec {
+    /// Its name.
+    pub name: SnapshotName,
+    /// Put back the disk alone, although the snapshot holds memory too.
+    pub disk_only: bool,
+}
+
 /// Forks to make.
 #[derive(Clone, Debug)]
 pub struct ForkSpec {
-    /// The snapshot they begin from; the workspace as it is if none (which must be stopped then).
+    /// The snapshot they begin from; the workspace as it is if none.
     pub snapshot: Option<SnapshotName>,
+    /// Begin with the disk alone, although the snapshot holds memory too.
+    pub disk_only: bool,
     /// How many, 1-20.
     pub count: u32,
     /// The name of a single fork.
@@ -86,7 +106,7 @@ pub struct ForkSpec {
 
 impl Default for ForkSpec {
     fn default() -> Self {
-        Self { snapshot: None, count: 1, name: None, prefix: None }
+        Self { snapshot: None, disk_only: false, count: 1, name: None, prefix: None }
     }
 }
 

@@ -160,6 +160,11 @@ fn failed(operation: &'static str, machine: &Machine, error: MonitorError) -> Hy
 
 #[async_trait]
 impl MachineMemory for Qemu {
+    /// Without the clock's rate, which is measured, never twice exactly alike, and compared when an image is opened.
+    fn image_key(&self) -> String {
+        format!("qemu {} {:?} {} {LAYOUT}", self.program.version, self.accelerator, self.cpu)
+    }
+
     async fn capture(&self, machine: &Machine, spec: CaptureSpec<'_>) -> Result<Capture, HypervisorError> {
         capture::capture(self, machine, spec).await
     }

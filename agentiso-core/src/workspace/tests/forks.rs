@@ -67,18 +67,6 @@ async fn a_stopped_workspace_forks_by_its_disk_and_nothing_hidden_stays() {
 }
 
 #[tokio::test]
-async fn a_running_workspace_without_a_snapshot_is_refused_with_the_remedy() {
-    let scene = Scene::new().await;
-    let host = scene.open().await;
-    let parent = create(&host, "p").await;
-
-    let refused = parent.fork(ForkSpec::default()).await.unwrap_err();
-
-    assert!(matches!(refused, EngineError::ForkOfRunning { .. }));
-    assert!(refused.next_step().unwrap().contains("agentiso snapshot create p"));
-}
-
-#[tokio::test]
 async fn bad_fork_requests_make_nothing() {
     let scene = Scene::new().await;
     let host = scene.open().await;
@@ -136,7 +124,11 @@ async fn abandoned_fork_leaves_only_the_parent() {
     parent.snapshot("s").await.unwrap();
     scene.fakes.set_boot_time(Duration::from_secs(600));
 
-    let abandoned = tokio::time::timeout(Duration::from_millis(300), parent.fork(from_snapshot(3))).await;
+    let abandoned = tokio::time::timeout(
+        Duration::from_millis(300),
+        parent.fork(ForkSpec { disk_only: true, ..from_snapshot(3) }),
+    )
+    .await;
 
     assert!(abandoned.is_err());
     host.close().await;

@@ -3,6 +3,7 @@
 mod faults;
 mod forks;
 mod lifecycle;
+mod memory;
 mod model;
 mod network;
 mod recovery;
@@ -20,16 +21,22 @@ struct Scene {
     folder: tempfile::TempDir,
     fakes: FakeHost,
     base: BaseId,
+    templates: bool,
 }
 
 impl Scene {
     async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let fakes = FakeHost::new();
-        let mut scene = Self { folder, fakes, base: BaseId::random() };
+        let mut scene = Self { folder, fakes, base: BaseId::random(), templates: false };
         scene.config().layout().prepare().unwrap();
         scene.base = scene.add_image("test", 1 << 30).await;
         scene
+    }
+
+    /// The same, with workspaces made from templates.
+    async fn with_templates() -> Self {
+        Self { templates: true, ..Self::new().await }
     }
 
     async fn add_image(&self, name: &str, bytes: u64) -> BaseId {
@@ -41,6 +48,7 @@ impl Scene {
             lock_timeout: Duration::from_secs(20),
             boot_timeout: Duration::from_secs(10),
             stop_grace: Duration::from_millis(10),
+            templates: self.templates,
             ..Config::at(self.folder.path().join("state"))
         }
     }
@@ -68,6 +76,7 @@ impl Scene {
             inventory.bases.iter().filter(|base| **base != self.base).map(|base| format!("base {base}")),
         );
         found.extend(inventory.pending.iter().map(|pending| format!("pending {pending:?}")));
+        found.extend(self.fakes.images().iter().map(|image| format!("memory image {image}")));
         let backends = self.backends();
         found.extend(backends.hypervisor.processes().await.unwrap().iter().map(|p| format!("machine {p:?}")));
         found.extend(backends.network.processes().await.unwrap().iter().map(|p| format!("network {p:?}")));

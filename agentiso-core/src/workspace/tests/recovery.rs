@@ -3,18 +3,18 @@ use std::time::Duration;
 use super::{Scene, create, eventually, try_create};
 use crate::storage::{DiskOrigin, Storage};
 use crate::testkit::Fault;
-use crate::types::{DiskId, ProcessRef, WorkspaceId};
-use crate::{Host, WorkspaceSpec, WorkspaceState};
+use crate::types::{DiskId, ProcessRef, SnapshotName, WorkspaceId};
+use crate::{Host, SnapshotSpec, WorkspaceSpec, WorkspaceState};
 
 /// Drops a host and what it was doing, as the kernel does with a killed process: nothing of it runs on, and locks are
 /// free.
-struct Victim {
+pub(super) struct Victim {
     runtime: Option<tokio::runtime::Runtime>,
 }
 
 impl Victim {
     /// Starts a process that opens the scene and does something that never ends.
-    async fn stuck_in<F>(scene: &Scene, work: impl FnOnce(Host) -> F + Send + 'static) -> Self
+    pub(super) async fn stuck_in<F>(scene: &Scene, work: impl FnOnce(Host) -> F + Send + 'static) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -25,13 +25,13 @@ impl Victim {
         Self { runtime: Some(runtime) }
     }
 
-    fn kill(mut self) {
+    pub(super) fn kill(mut self) {
         self.runtime.take().unwrap().shutdown_background();
     }
 }
 
 /// Waits until a fault's method has been called so often.
-async fn called(scene: &Scene, method: &'static str, times: usize) {
+pub(super) async fn called(scene: &Scene, method: &'static str, times: usize) {
     eventually(method, async || scene.fakes.faults().count(method) >= times).await;
 }
 
@@ -108,7 +108,11 @@ async fn snapshot_killed_at_any_call_never_was_and_loses_nothing() {
             workspace.exec("echo before > /note").await.unwrap();
             scene.fakes.faults().arm(method, 1, fault);
             let victim = Victim::stuck_in(&scene, async |host| {
-                drop(host.workspace("a").await.unwrap().snapshot("s").await);
+                let disk = SnapshotSpec {
+                    memory: Some(false),
+                    ..SnapshotSpec::new(SnapshotName::new("s").unwrap())
+                };
+                drop(host.workspace("a").await.unwrap().snapshot_with(disk).await);
             })
             .await;
             called(&scene, method, 1).await;

@@ -63,7 +63,11 @@ async fn snapshot_of_a_guest_that_does_not_flush_is_refused_unless_crash_consist
 
     assert!(matches!(refused, Err(EngineError::NotFlushed { .. })), "{refused:?}");
     assert!(names(&workspace).await.is_empty());
-    let spec = SnapshotSpec { name: SnapshotName::new("s").unwrap(), crash_consistent: true };
+    let spec = SnapshotSpec {
+        memory: Some(false),
+        crash_consistent: true,
+        ..SnapshotSpec::new(SnapshotName::new("s").unwrap())
+    };
     assert!(workspace.snapshot_with(spec).await.unwrap().crash_consistent);
 }
 
@@ -74,7 +78,8 @@ async fn failed_pivot_undoes_the_snapshot_and_the_machine_goes_on() {
     let workspace = create(&host, "a").await;
     scene.fakes.faults().arm("hypervisor.pivot_disk", 1, Fault::Fail);
 
-    assert!(workspace.snapshot("s").await.is_err());
+    let disk = SnapshotSpec { memory: Some(false), ..SnapshotSpec::new(SnapshotName::new("s").unwrap()) };
+    assert!(workspace.snapshot_with(disk).await.is_err());
 
     assert!(names(&workspace).await.is_empty());
     workspace.exec("echo on > /note").await.unwrap();
