@@ -95,7 +95,8 @@ const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
 
 /// Finds pages between two addresses that the process has a copy of its own of: those present or swapped that are not
-/// of the mapped file. Fills `regions` from the front and returns how many and the address up to which it looked.
+/// of the mapped file. Fills `regions` from the front and returns how many: if that is fewer than there is room for, there
+/// are no more.
 ///
 /// # Errors
 /// ENOTTY or EINVAL from kernels before 6.7, which do not know the call.
@@ -104,7 +105,7 @@ pub(super) fn scan_private_pages(
     start: u64,
     end: u64,
     regions: &mut [Region],
-) -> io::Result<(usize, u64)> {
+) -> io::Result<usize> {
     let mut arguments = ScanArguments {
         size: u64::try_from(size_of::<ScanArguments>()).unwrap_or(0),
         flags: 0,
@@ -123,8 +124,7 @@ pub(super) fn scan_private_pages(
     // below), alive and borrowed mutably for the call. The kernel writes at most `vec_len` regions at `vec`, which is
     // `regions`, borrowed mutably as well; every bit pattern is a valid region.
     let found = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arguments) };
-    let found = usize::try_from(found).map_err(|_| io::Error::last_os_error())?;
-    Ok((found, arguments.walk_end))
+    usize::try_from(found).map_err(|_| io::Error::last_os_error())
 }
 
 const _: () = assert!(size_of::<ScanArguments>() == 96 && size_of::<Region>() == 24);
