@@ -48,6 +48,8 @@ pub(super) struct FakeMachine {
     pub(super) guest: FakeGuest,
     /// Topmost first.
     pub(super) layers: Vec<DiskLayer>,
+    /// Whether it copies layers up. It has copied all when somebody asks how far it is.
+    pub(super) streaming: bool,
 }
 
 /// A network card, by the number of its process.

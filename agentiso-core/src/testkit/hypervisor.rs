@@ -9,9 +9,9 @@ use super::{
 use crate::{
     hypervisor::{
         Accelerator, Hypervisor, HypervisorCapabilities, HypervisorError, LaunchSpec, Machine, MachineLog,
-        MachineStatus,
+        MachineStatus, StreamStatus,
     },
-    storage::{DiskLayer, LayerId},
+    storage::{DiskLayer, LayerId, ShortenPlan},
     types::{ProcessRef, WorkspaceId},
 };
 
@@ -33,6 +33,10 @@ fn gone(machine: &Machine) -> HypervisorError {
 
 fn running<'a>(state: &'a mut HostState, machine: &Machine) -> Result<&'a mut FakeMachine, HypervisorError> {
     state.running(machine).ok_or_else(|| gone(machine))
+}
+
+fn refused(operation: &'static str, reason: &str, id: WorkspaceId) -> HypervisorError {
+    HypervisorError::Control { operation, id, source: reason.to_owned().into() }
 }
 
 fn not_launched(id: WorkspaceId, reason: String) -> HypervisorError {
@@ -78,7 +82,12 @@ impl Hypervisor for FakeHypervisor {
             };
             let console = format!("[    0.000000] fake machine {} starts on {}\n", spec.id, top.id);
             state.logs.insert(spec.run_dir.clone(), console);
-            let machine = FakeMachine { record: record.clone(), guest, layers: spec.disk.layers.clone() };
+            let machine = FakeMachine {
+                record: record.clone(),
+                guest,
+                layers: spec.disk.layers.clone(),
+                streaming: false,
+            };
             state.machines.insert(record.process.pid, machine);
             if let Some(lanes) = state.channels.get_mut(&spec.id) {
                 lanes.machine_seen = true;
@@ -146,8 +155,55 @@ impl Hypervisor for FakeHypervisor {
                         source: std::io::ErrorKind::NotFound.into(),
                     });
                 }
+                if machine.streaming {
+                    return Err(refused("pivot", "its layers are being copied", machine.record.id));
+                }
                 machine.layers.insert(0, to.clone());
                 Ok(())
+            })
+            .await
+    }
+
+    async fn stream_disk(
+        &self,
+        machine: &Machine,
+        plan: &ShortenPlan,
+    ) -> Result<StreamStatus, HypervisorError> {
+        self.host
+            .call("hypervisor.stream_disk", |state| {
+                let machine = running(state, machine)?;
+                let id = machine.record.id;
+                if machine.layers[0].id != plan.top.id {
+                    return Err(refused("shorten", "it writes to another layer", id));
+                }
+                let at = machine.layers.iter().position(|layer| layer.id == plan.base);
+                let at = at.ok_or_else(|| refused("shorten", "it has no such layer", id))?;
+                if at == 1 {
+                    return Ok(StreamStatus::Done);
+                }
+                if !std::mem::replace(&mut machine.streaming, true) {
+                    return Ok(StreamStatus::Running { done_bytes: 0, total_bytes: plan.top.bytes });
+                }
+                machine.streaming = false;
+                machine.layers.drain(1..at);
+                state.disks.pull_up(plan);
+                Ok(StreamStatus::Done)
+            })
+            .await
+    }
+
+    async fn cancel_stream(
+        &self,
+        machine: &Machine,
+        plan: &ShortenPlan,
+    ) -> Result<StreamStatus, HypervisorError> {
+        self.host
+            .call("hypervisor.cancel_stream", |state| {
+                let machine = running(state, machine)?;
+                machine.streaming = false;
+                let is_done = machine.layers[0].id == plan.top.id
+                    && machine.layers.get(1).is_some_and(|layer| layer.id == plan.base);
+                Ok(if is_done { StreamStatus::Done } else { StreamStatus::Idle })
             })
             .await
     }

@@ -1,4 +1,7 @@
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use async_trait::async_trait;
 
@@ -6,7 +9,7 @@ use super::{FakeHost, guest::Files};
 use crate::{
     storage::{
         BaseInfo, DiskChain, DiskLayer, DiskOrigin, DiskUsage, Inventory, LayerFormat, LayerId, Outcome,
-        PendingSnapshot, SnapshotMethod, Storage, StorageCapabilities, StorageError,
+        PendingSnapshot, ShortenPlan, SnapshotMethod, Storage, StorageCapabilities, StorageError, new_base,
     },
     types::{BaseId, DiskId, SnapshotId},
 };
@@ -48,18 +51,29 @@ struct Disk {
     origin: DiskOrigin,
     /// Topmost first.
     layers: Vec<LayerId>,
-    /// Oldest first, each with its topmost layer.
-    snapshots: Vec<(SnapshotId, LayerId)>,
+    /// Oldest first, each with its layers, topmost first.
+    snapshots: Vec<(SnapshotId, Vec<LayerId>)>,
     pending: Option<(SnapshotId, Option<LayerId>)>,
+    /// The plan that was given out: its topmost layer and its base.
+    shortening: Option<(LayerId, LayerId)>,
 }
 
 impl Disk {
     fn all_layers(&self) -> impl Iterator<Item = &LayerId> {
-        self.layers.iter().chain(self.pending.iter().filter_map(|(_, layer)| layer.as_ref()))
+        self.layers
+            .iter()
+            .chain(self.snapshots.iter().flat_map(|(_, layers)| layers))
+            .chain(self.pending.iter().filter_map(|(_, layer)| layer.as_ref()))
     }
 
     fn snapshot(&self, snapshot: SnapshotId) -> Option<usize> {
         self.snapshots.iter().position(|(id, _)| *id == snapshot)
+    }
+
+    /// The layers between the topmost and this one.
+    fn above(&self, base: &LayerId) -> Option<&[LayerId]> {
+        let at = self.layers.iter().position(|layer| layer == base)?;
+        self.layers.get(1..at)
     }
 }
 
@@ -127,6 +141,24 @@ impl FakeDisks {
             .map_or(0, |files| files.values().map(|file| file.content.len() as u64 + FILE_OVERHEAD).sum())
     }
 
+    /// Whether others than this disk use a layer. A base is always shared.
+    fn is_shared(&self, layer: &LayerId, disk: DiskId) -> bool {
+        self.bases.values().any(|base| base.layer == *layer)
+            || self
+                .disks
+                .iter()
+                .any(|(id, other)| *id != disk && other.all_layers().any(|other| other == layer))
+    }
+
+    /// Copies up into the first layer what those between it and the base hold, as a machine does for a [`ShortenPlan`].
+    pub(super) fn pull_up(&mut self, plan: &ShortenPlan) {
+        let content = self.layers.get(&plan.top.id).and_then(|layer| layer.content.clone());
+        let beneath = || plan.dropped.iter().find_map(|layer| self.layers.get(layer)?.content.clone());
+        if let Some(files) = content.or_else(beneath) {
+            self.write(&plan.top.id, files);
+        }
+    }
+
     fn made_from(&self, origin: DiskOrigin) -> Vec<DiskId> {
         self.disks.iter().filter(|(_, disk)| disk.origin == origin).map(|(id, _)| *id).collect()
     }
@@ -152,8 +184,9 @@ impl FakeDisks {
             Some(to) => {
                 self.freeze(&top);
                 let disk = self.disk(disk)?;
+                disk.snapshots.push((snapshot, disk.layers.clone()));
                 disk.layers.insert(0, to);
-                disk.snapshots.push((snapshot, top));
+                disk.shortening = None;
             }
             None => {
                 // The layer in use stays where it is; what it holds now goes on beneath it.
@@ -164,8 +197,8 @@ impl FakeDisks {
                     layer.frozen = true;
                 }
                 let disk = self.disk(disk)?;
-                disk.layers.insert(1, frozen.clone());
-                disk.snapshots.push((snapshot, frozen));
+                disk.layers.insert(1, frozen);
+                disk.snapshots.push((snapshot, disk.layers[1..].to_vec()));
             }
         }
         Ok(())
@@ -223,7 +256,7 @@ impl Storage for FakeStorage {
                 let dependents: Vec<DiskId> = disks
                     .disks
                     .iter()
-                    .filter(|(_, disk)| disk.layers.contains(&found.layer))
+                    .filter(|(_, disk)| disk.all_layers().any(|layer| *layer == found.layer))
                     .map(|(id, _)| *id)
                     .collect();
                 if !dependents.is_empty() {
@@ -253,8 +286,7 @@ impl Storage for FakeStorage {
                         let at = parent
                             .snapshot(snapshot)
                             .ok_or_else(|| missing(format_args!("snapshot {snapshot}")))?;
-                        let layer = parent.snapshots[at].1.clone();
-                        parent.layers.iter().skip_while(|id| **id != layer).cloned().collect()
+                        parent.snapshots[at].1.clone()
                     }
                 };
                 let needed = disks.describe(&beneath[0]).bytes;
@@ -266,9 +298,9 @@ impl Storage for FakeStorage {
                 }
                 let mut layers = vec![disks.new_layer(bytes)];
                 layers.extend(beneath);
-                disks
-                    .disks
-                    .insert(disk, Disk { bytes, origin, layers, snapshots: Vec::new(), pending: None });
+                let new =
+                    Disk { bytes, origin, layers, snapshots: Vec::new(), pending: None, shortening: None };
+                disks.disks.insert(disk, new);
                 Ok(())
             })
             .await
@@ -358,11 +390,10 @@ impl Storage for FakeStorage {
                     .ok_or_else(|| missing(format_args!("snapshot {snapshot}")))?;
                 let top = disks.new_layer(bytes);
                 let found = disks.disk(disk)?;
-                let layer = found.snapshots[at].1.clone();
-                let beneath: Vec<LayerId> =
-                    found.layers.iter().skip_while(|id| **id != layer).cloned().collect();
+                let beneath = found.snapshots[at].1.clone();
                 found.layers = std::iter::once(top).chain(beneath).collect();
                 found.pending = None;
+                found.shortening = None;
                 let removed = found.snapshots.split_off(at + 1).into_iter().map(|(id, _)| id).collect();
                 disks.sweep();
                 Ok(removed)
@@ -382,6 +413,7 @@ impl Storage for FakeStorage {
                     return Err(StorageError::InUse { what: format!("snapshot {snapshot}"), dependents });
                 }
                 disks.disk(disk)?.snapshots.retain(|(id, _)| *id != snapshot);
+                disks.sweep();
                 Ok(())
             })
             .await
@@ -397,25 +429,80 @@ impl Storage for FakeStorage {
             .await
     }
 
+    async fn shorten_plan(&self, disk: DiskId) -> Result<Option<ShortenPlan>, StorageError> {
+        let method = self.method;
+        self.host
+            .call("storage.shorten_plan", |state| {
+                let disks = &mut state.disks;
+                let found = disks.disk(disk)?.clone();
+                if method == SnapshotMethod::Instant {
+                    return Ok(None);
+                }
+                let noted = found.shortening.clone().filter(|(top, _)| *top == found.layers[0]);
+                let base = match noted {
+                    Some((_, base)) => base,
+                    None => {
+                        let shared: Vec<bool> =
+                            found.layers.iter().map(|layer| disks.is_shared(layer, disk)).collect();
+                        let Some(at) = new_base(&shared) else { return Ok(None) };
+                        if let Some((pending, _)) = found.pending {
+                            return Err(exists(format_args!("unfinished snapshot {pending} of disk {disk}")));
+                        }
+                        if disks.full {
+                            return Err(StorageError::Full {
+                                what: format!("a shorter chain of disk {disk}"),
+                            });
+                        }
+                        found.layers[at].clone()
+                    }
+                };
+                let top = found.layers[0].clone();
+                let dropped = found.above(&base).unwrap_or_default().to_vec();
+                disks.disk(disk)?.shortening = Some((top.clone(), base.clone()));
+                let beneath = found.layers.len() - 1 - dropped.len();
+                Ok(Some(ShortenPlan { top: disks.describe(&top), dropped, base, beneath }))
+            })
+            .await
+    }
+
+    async fn finish_shorten(&self, disk: DiskId, plan: &ShortenPlan) -> Result<(), StorageError> {
+        self.host
+            .call("storage.finish_shorten", |state| {
+                let found = state.disks.disk(disk)?;
+                let between = found.above(&plan.base).filter(|_| found.layers[0] == plan.top.id);
+                match between {
+                    Some([]) => return Ok(()),
+                    Some(between) if between == plan.dropped => {}
+                    _ => return Err(missing(format_args!("the chain that disk {disk} was to shorten"))),
+                }
+                found.layers.drain(1..=plan.dropped.len());
+                found.shortening = None;
+                state.disks.sweep();
+                Ok(())
+            })
+            .await
+    }
+
     async fn usage(&self, disk: DiskId) -> Result<DiskUsage, StorageError> {
         self.host
             .call("storage.usage", |state| {
                 let disks = &mut state.disks;
                 let found = disks.disk(disk)?.clone();
-                let is_shared = |layer: &LayerId| {
-                    disks.bases.values().any(|base| base.layer == *layer)
-                        || disks
-                            .disks
-                            .iter()
-                            .any(|(id, other)| *id != disk && other.all_layers().any(|other| other == layer))
-                };
                 let mut usage = DiskUsage { bytes: found.bytes, ..DiskUsage::default() };
-                for layer in found.all_layers() {
+                let mut unique = BTreeSet::new();
+                for layer in found.all_layers().collect::<BTreeSet<_>>() {
                     let used = disks.used(layer);
-                    if is_shared(layer) { usage.shared_bytes += used } else { usage.unique_bytes += used }
+                    if disks.is_shared(layer, disk) {
+                        usage.shared_bytes += used;
+                    } else {
+                        usage.unique_bytes += used;
+                        unique.insert(layer);
+                    }
                 }
-                usage.snapshots =
-                    found.snapshots.iter().map(|(id, layer)| (*id, disks.used(layer))).collect();
+                for (id, layers) in &found.snapshots {
+                    let held = layers.iter().filter(|layer| unique.remove(layer));
+                    usage.snapshots.push((*id, held.map(|layer| disks.used(layer)).sum()));
+                }
                 Ok(usage)
             })
             .await

@@ -3,7 +3,7 @@
 //! * `find`: which QEMU, and whether the CPU can run guests itself; `tsc`: what guests must be told about the clock.
 //! * `command_line`: a machine as QEMU's arguments. `launch`: from a spec to a running process. `verify`: that the
 //!   process is confined as asked.
-//! * `qmp`: QEMU's protocol. `monitor`: conversations in it.
+//! * `qmp`: QEMU's protocol. `monitor`: conversations in it. `stream`: those about shortening a disk's chain.
 //! * `files`: folders, sockets and small files.
 //!
 //! A machine is one QEMU process and one `agentiso-shim console` process that writes its logs. Neither is tied to the
@@ -19,6 +19,7 @@ mod find;
 mod launch;
 mod monitor;
 mod qmp;
+mod stream;
 mod sys;
 mod tsc;
 mod verify;
@@ -35,14 +36,15 @@ use self::{
     files::Folder,
     launch::{Details, KILL_LIMIT, LAST_WORDS_LIMIT},
     monitor::{Monitor, MonitorError, RunState},
+    stream::Streamed,
 };
 use super::{
     Accelerator, Hypervisor, HypervisorCapabilities, HypervisorError, LaunchSpec, Machine, MachineLog,
-    MachineStatus,
+    MachineStatus, StreamStatus,
 };
 use crate::{
     process,
-    storage::{DiskLayer, LayerId},
+    storage::{DiskLayer, LayerId, ShortenPlan},
     types::{ProcessRef, WorkspaceId},
 };
 
@@ -113,6 +115,24 @@ impl Qemu {
             return Err(HypervisorError::Gone { id: machine.id });
         }
         Monitor::open(&machine.run_dir).await.map_err(|error| failed(operation, machine, error))
+    }
+
+    /// Does what is left to do when all layers are copied.
+    async fn leave_layers(
+        &self,
+        operation: &'static str,
+        machine: &Machine,
+        plan: &ShortenPlan,
+        streamed: Result<Streamed, MonitorError>,
+    ) -> Result<StreamStatus, HypervisorError> {
+        let streamed = streamed.map_err(|error| failed(operation, machine, error))?;
+        if let Streamed::All = streamed {
+            let path = &plan.top.path;
+            stream::write_back(path.clone()).await.map_err(|e| files::io_error("sync", path, e))?;
+            let mut monitor = self.monitor(operation, machine).await?;
+            monitor.leave_layers(plan).await.map_err(|error| failed(operation, machine, error))?;
+        }
+        Ok(streamed.into())
     }
 }
 
@@ -201,6 +221,26 @@ impl Hypervisor for Qemu {
             }
             _ => Err(failed(OPERATION, machine, error)),
         }
+    }
+
+    async fn stream_disk(
+        &self,
+        machine: &Machine,
+        plan: &ShortenPlan,
+    ) -> Result<StreamStatus, HypervisorError> {
+        const OPERATION: &str = "shorten the disk's chain of";
+        let streamed = self.monitor(OPERATION, machine).await?.stream(plan).await;
+        self.leave_layers(OPERATION, machine, plan, streamed).await
+    }
+
+    async fn cancel_stream(
+        &self,
+        machine: &Machine,
+        plan: &ShortenPlan,
+    ) -> Result<StreamStatus, HypervisorError> {
+        const OPERATION: &str = "stop shortening the disk's chain of";
+        let streamed = self.monitor(OPERATION, machine).await?.cancel_stream(plan).await;
+        self.leave_layers(OPERATION, machine, plan, streamed).await
     }
 
     async fn power_button(&self, machine: &Machine) -> Result<(), HypervisorError> {

@@ -10,12 +10,14 @@ use super::{
     super::{
         Qcow2Config, bases, disks,
         files::Folder,
+        shorten,
         sweep::{self, Records},
+        usage,
     },
     fixture::files_in,
 };
 use crate::{
-    storage::{DiskOrigin, Outcome, StorageError},
+    storage::{DiskOrigin, MAX_CHAIN_DEPTH, Outcome, StorageError},
     types::{BaseId, DiskId, SnapshotId},
 };
 
@@ -59,8 +61,9 @@ struct View {
 struct DiskView {
     id: DiskId,
     layers: usize,
-    snapshots: Vec<SnapshotId>,
+    snapshots: Vec<(SnapshotId, usize)>,
     pending: Option<SnapshotId>,
+    shortening: bool,
 }
 
 fn view(folder: &Folder) -> View {
@@ -75,12 +78,13 @@ fn view(folder: &Folder) -> View {
     let disks = records.disks.values().map(|disk| {
         // Every layer that is named is there, the one of a pending snapshot included.
         disks::chain(folder, disk.id).unwrap();
-        disks::usage(folder, disk.id).unwrap();
+        usage::usage(folder, disk.id).unwrap();
         DiskView {
             id: disk.id,
-            layers: disk.layers().count(),
-            snapshots: disk.snapshots.iter().map(|snapshot| snapshot.id).collect(),
+            layers: disk.layers.len(),
+            snapshots: disk.snapshots.iter().map(|found| (found.id, found.layers.len())).collect(),
             pending: disk.pending.as_ref().map(|pending| pending.snapshot),
+            shortening: disk.shortening.is_some(),
         }
     });
     View { bases: bases.collect(), disks: disks.collect() }
@@ -115,6 +119,9 @@ struct Ids {
     pending: SnapshotId,
     new_base: BaseId,
     new_disk: DiskId,
+    /// A disk with more layers than it may have, and one whose user is pulling them together.
+    long: [DiskId; 2],
+    long_snapshots: [SnapshotId; MAX_CHAIN_DEPTH - 1],
 }
 
 /// A disk with two snapshots, a fork of the newer one with a third under way, a base and half a base.
@@ -131,6 +138,18 @@ fn prepare(path: &Path, ids: &Ids) {
     let origin = DiskOrigin::Snapshot { disk: ids.disk, snapshot: ids.snapshots[1] };
     disks::create(&folder, ids.fork, origin, BYTES).unwrap();
     disks::begin_snapshot(&folder, ids.fork, ids.pending).unwrap();
+    for long in ids.long {
+        disks::create(&folder, long, DiskOrigin::Base(ids.base), BYTES).unwrap();
+        for snapshot in ids.long_snapshots {
+            disks::begin_snapshot(&folder, long, snapshot).unwrap();
+            disks::finish_snapshot(&folder, long, snapshot, Outcome::Commit).unwrap();
+        }
+        // The one that stays has some of the layers to be dropped.
+        for (_, snapshot) in ids.long_snapshots.iter().enumerate().filter(|(at, _)| *at != 2) {
+            disks::delete_snapshot(&folder, long, *snapshot).unwrap();
+        }
+    }
+    shorten::plan(&folder, ids.long[1]).unwrap().unwrap();
 }
 
 type Operation = fn(&Folder, &Ids) -> Result<(), StorageError>;
@@ -153,6 +172,11 @@ const OPERATIONS: &[(&str, Operation)] = &[
     ("rollback", |folder, ids| disks::rollback(folder, ids.disk, ids.snapshots[0]).map(drop)),
     ("delete_snapshot", |folder, ids| disks::delete_snapshot(folder, ids.disk, ids.snapshots[0])),
     ("destroy_disk", |folder, ids| disks::destroy(folder, ids.disk)),
+    ("shorten_plan", |folder, ids| shorten::plan(folder, ids.long[0]).map(|plan| drop(plan.unwrap()))),
+    ("finish_shorten", |folder, ids| {
+        let plan = shorten::plan(folder, ids.long[1])?.unwrap();
+        shorten::finish(folder, ids.long[1], &plan)
+    }),
     ("destroy_fork", |folder, ids| disks::destroy(folder, ids.fork)),
 ];
 
@@ -168,6 +192,8 @@ fn killed_at_any_step_leaves_before_or_after() {
             pending: SnapshotId::random(),
             new_base: BaseId::random(),
             new_disk: DiskId::random(),
+            long: [DiskId::random(), DiskId::random()],
+            long_snapshots: std::array::from_fn(|_| SnapshotId::random()),
         };
         let whole = tempfile::tempdir().unwrap();
         prepare(whole.path(), &ids);
