@@ -110,7 +110,7 @@ impl Monitor {
 
     /// Writes the disk to the host's, then closes the layers that the disk has left.
     pub(super) async fn leave_layers(&mut self, plan: &ShortenPlan) -> Result<(), MonitorError> {
-        self.flush().await?;
+        self.flush(&plan.top.id).await?;
         for layer in &plan.dropped {
             self.forget_layer(layer).await?;
         }
@@ -161,12 +161,29 @@ impl Monitor {
         Ok(())
     }
 
-    /// QEMU keeps tables of a layer in memory; only a flush makes what was copied reachable after a power failure. No
-    /// command of QMP flushes a disk without stopping the guest; this one of the human monitor does.
-    async fn flush(&mut self) -> Result<(), MonitorError> {
+    /// QEMU keeps tables of a layer in memory; only a flush makes what was copied reachable after a power failure.
+    ///
+    /// No command of QMP flushes a disk of a running machine. One of the human monitor does, but does not tell when it
+    /// fails. A snapshot flushes the disk too before it looks for the new layer, and tells: so one is asked for with a
+    /// layer that there is not, and what QEMU complains about is what went wrong first.
+    async fn flush(&mut self, top: &LayerId) -> Result<(), MonitorError> {
+        const NOWHERE: &str = "no-such-layer";
         let arguments = json!({ "command-line": "qemu-io -d disk flush" });
         let said: String = self.qmp.execute("human-monitor-command", arguments, FLUSHING).await?;
-        if said.trim().is_empty() { Ok(()) } else { Err(MonitorError::NotFlushed { reason: clean(&said) }) }
+        if !said.trim().is_empty() {
+            return Err(MonitorError::NotFlushed { reason: clean(&said) });
+        }
+        let arguments = json!({ "node": node_name(top), "overlay": NOWHERE });
+        let refused: Result<Value, QmpError> =
+            self.qmp.execute("blockdev-snapshot", arguments, FLUSHING).await;
+        match refused {
+            Err(QmpError::Refused { description, .. }) if description.contains(NOWHERE) => Ok(()),
+            Err(QmpError::Refused { description, .. }) => {
+                Err(MonitorError::NotFlushed { reason: description })
+            }
+            Err(error) => Err(error.into()),
+            Ok(_) => Err(MonitorError::UnknownDisk),
+        }
     }
 }
 
