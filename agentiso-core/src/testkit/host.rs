@@ -14,7 +14,7 @@ use super::{
 use crate::{
     hypervisor::Machine,
     network::NetworkPolicy,
-    storage::DiskLayer,
+    storage::{DiskLayer, ShortenPlan},
     types::{GuestPort, HostPort, ProcessRef, WorkspaceId},
 };
 
@@ -39,6 +39,7 @@ pub(super) struct HostState {
     pub(super) taken_ports: BTreeSet<HostPort>,
     pub(super) channels: BTreeMap<WorkspaceId, FakeLanes>,
     pub(super) boot_time: Duration,
+    pub(super) copies_slowly: bool,
     next_pid: u32,
 }
 
@@ -48,8 +49,8 @@ pub(super) struct FakeMachine {
     pub(super) guest: FakeGuest,
     /// Topmost first.
     pub(super) layers: Vec<DiskLayer>,
-    /// Whether it copies layers up. It has copied all when somebody asks how far it is.
-    pub(super) streaming: bool,
+    /// Down to which layer it copies others up.
+    pub(super) streaming: Option<ShortenPlan>,
 }
 
 /// A network card, by the number of its process.
@@ -116,6 +117,12 @@ impl FakeHost {
     /// How long guests launched from now on take before their agent answers. Nothing at first.
     pub fn set_boot_time(&self, time: Duration) {
         self.state().boot_time = time;
+    }
+
+    /// Whether machines that copy layers of their disks up never come to an end of it. At first they have copied all
+    /// when somebody asks how far they are.
+    pub fn set_copies_slowly(&self, slowly: bool) {
+        self.state().copies_slowly = slowly;
     }
 
     /// Whether the host's disk is full from now on.

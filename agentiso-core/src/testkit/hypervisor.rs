@@ -35,6 +35,16 @@ fn running<'a>(state: &'a mut HostState, machine: &Machine) -> Result<&'a mut Fa
     state.running(machine).ok_or_else(|| gone(machine))
 }
 
+/// What the machine is copying up is copied, and it leaves the layers.
+fn finish_copying(state: &mut HostState, machine: &Machine) -> Result<(), HypervisorError> {
+    let machine = running(state, machine)?;
+    if let Some(plan) = machine.streaming.take() {
+        machine.layers.retain(|layer| !plan.dropped.contains(&layer.id));
+        state.disks.pull_up(&plan);
+    }
+    Ok(())
+}
+
 fn refused(operation: &'static str, reason: &str, id: WorkspaceId) -> HypervisorError {
     HypervisorError::Control { operation, id, source: reason.to_owned().into() }
 }
@@ -86,7 +96,7 @@ impl Hypervisor for FakeHypervisor {
                 record: record.clone(),
                 guest,
                 layers: spec.disk.layers.clone(),
-                streaming: false,
+                streaming: None,
             };
             state.machines.insert(record.process.pid, machine);
             if let Some(lanes) = state.channels.get_mut(&spec.id) {
@@ -155,7 +165,7 @@ impl Hypervisor for FakeHypervisor {
                         source: std::io::ErrorKind::NotFound.into(),
                     });
                 }
-                if machine.streaming {
+                if machine.streaming.is_some() {
                     return Err(refused("pivot", "its layers are being copied", machine.record.id));
                 }
                 machine.layers.insert(0, to.clone());
@@ -171,6 +181,10 @@ impl Hypervisor for FakeHypervisor {
     ) -> Result<StreamStatus, HypervisorError> {
         self.host
             .call("hypervisor.stream_disk", |state| {
+                let slowly = state.copies_slowly;
+                if !slowly {
+                    finish_copying(state, machine)?;
+                }
                 let machine = running(state, machine)?;
                 let id = machine.record.id;
                 if machine.layers[0].id != plan.top.id {
@@ -181,13 +195,8 @@ impl Hypervisor for FakeHypervisor {
                 if at == 1 {
                     return Ok(StreamStatus::Done);
                 }
-                if !std::mem::replace(&mut machine.streaming, true) {
-                    return Ok(StreamStatus::Running { done_bytes: 0, total_bytes: plan.top.bytes });
-                }
-                machine.streaming = false;
-                machine.layers.drain(1..at);
-                state.disks.pull_up(plan);
-                Ok(StreamStatus::Done)
+                machine.streaming = Some(plan.clone());
+                Ok(StreamStatus::Running { done_bytes: 0, total_bytes: plan.top.bytes })
             })
             .await
     }
@@ -199,8 +208,12 @@ impl Hypervisor for FakeHypervisor {
     ) -> Result<StreamStatus, HypervisorError> {
         self.host
             .call("hypervisor.cancel_stream", |state| {
+                let slowly = state.copies_slowly;
+                if !slowly {
+                    finish_copying(state, machine)?;
+                }
                 let machine = running(state, machine)?;
-                machine.streaming = false;
+                machine.streaming = None;
                 let is_done = machine.layers[0].id == plan.top.id
                     && machine.layers.get(1).is_some_and(|layer| layer.id == plan.base);
                 Ok(if is_done { StreamStatus::Done } else { StreamStatus::Idle })

@@ -44,7 +44,9 @@ impl Engine {
                     (true, _) => Ok(()),
                     (false, _) => {
                         engine.clear_machine(record).await?;
-                        engine.boot(record).await
+                        engine.boot(record).await?;
+                        engine.shorten_afterwards(record).await;
+                        Ok(())
                     }
                 }
             })

@@ -10,6 +10,7 @@ mod lifecycle;
 mod lock;
 mod machine;
 mod reconcile;
+mod shorten;
 mod snapshot;
 mod spec;
 

@@ -31,6 +31,7 @@ impl Engine {
                 let taken = engine
                     .take_snapshot(record, spec.name.as_str(), Visibility::Listed, spec.crash_consistent)
                     .await?;
+                engine.shorten_afterwards(record).await;
                 Ok(engine.snapshot_info(record, taken).await)
             })
         })
@@ -101,6 +102,7 @@ impl Engine {
         snapshot: &SnapshotRecord,
         machine: Option<&Machine>,
     ) -> Result<(), EngineError> {
+        self.shorten_before_pivot(record).await?;
         let (storage, disk) = (&self.backends.storage, record.disk());
         match (storage.begin_snapshot(disk, snapshot.id).await?, machine) {
             (PendingSnapshot::Pivot { to }, Some(machine)) => {
@@ -216,6 +218,7 @@ impl Engine {
                 }
                 if matches!(state, WorkspaceState::Running | WorkspaceState::Paused) {
                     engine.boot(record).await?;
+                    engine.shorten_afterwards(record).await;
                 }
                 Ok(RestoreReport { restored: name.to_string(), removed_snapshots, state: record.state })
             })

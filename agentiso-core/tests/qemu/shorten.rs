@@ -86,6 +86,16 @@ fn assert_content(chain: &DiskChain, expected: impl IntoIterator<Item = (u64, u6
     assert!(output.status.success() && output.stdout.is_empty(), "{output:?}");
 }
 
+/// Evaluates to the fixture, or says why the test is skipped and ends it.
+macro_rules! fixture_with_tools {
+    () => {{
+        if Command::new("qemu-io").arg("--version").output().is_err() {
+            return println!("skipped: qemu-io is not installed");
+        }
+        fixture!()
+    }};
+}
+
 struct Scene {
     qemu: Qemu,
     machine: Machine,
@@ -171,7 +181,7 @@ fn assert_whole_content(chain: &DiskChain, contested: u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn twelve_layers_become_few_while_the_guest_writes() {
-    let fixture = fixture!();
+    let fixture = fixture_with_tools!();
     let mut scene = Scene::new(&fixture).await;
     let before = fixture.storage().open_disk(scene.disk).await.unwrap();
     let plan = scene.plan(&fixture).await;
@@ -198,8 +208,8 @@ async fn twelve_layers_become_few_while_the_guest_writes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn snapshots_of_before_are_what_they_were() {
-    let fixture = fixture!();
-    let mut scene = Scene::new(&fixture).await;
+    let fixture = fixture_with_tools!();
+    let scene = Scene::new(&fixture).await;
     let plan = scene.plan(&fixture).await;
     scene.wait_until_streamed(&fixture, &plan).await;
     fixture.storage().finish_shorten(scene.disk, &plan).await.unwrap();
@@ -217,7 +227,7 @@ async fn snapshots_of_before_are_what_they_were() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn copying_outlives_whoever_began_it() {
-    let fixture = fixture!();
+    let fixture = fixture_with_tools!();
     let mut scene = Scene::new(&fixture).await;
     let plan = scene.plan(&fixture).await;
     scene.stream_slowly(&plan);
@@ -242,7 +252,7 @@ async fn copying_outlives_whoever_began_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn machine_that_dies_in_the_middle_of_copying_loses_nothing() {
-    let fixture = fixture!();
+    let fixture = fixture_with_tools!();
     let mut scene = Scene::new(&fixture).await;
     let plan = scene.plan(&fixture).await;
     scene.stream_slowly(&plan);
@@ -260,7 +270,7 @@ async fn machine_that_dies_in_the_middle_of_copying_loses_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn given_up_copying_leaves_a_disk_that_pivots() {
-    let fixture = fixture!();
+    let fixture = fixture_with_tools!();
     let mut scene = Scene::new(&fixture).await;
     let plan = scene.plan(&fixture).await;
     scene.stream_slowly(&plan);
@@ -282,7 +292,7 @@ async fn given_up_copying_leaves_a_disk_that_pivots() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn forty_layers_are_not_too_many_to_get_rid_of() {
-    let fixture = fixture!();
+    let fixture = fixture_with_tools!();
     let mut scene = Scene::new(&fixture).await;
     for _ in PIVOTS..40 {
         scene.pivot(&fixture).await;

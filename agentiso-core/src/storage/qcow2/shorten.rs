@@ -7,7 +7,7 @@ use super::{
     sweep::Records,
 };
 use crate::{
-    storage::{ShortenPlan, StorageError, new_base},
+    storage::{MAX_CHAIN_DEPTH, ShortenPlan, StorageError, new_base},
     types::DiskId,
 };
 
@@ -16,6 +16,10 @@ pub(super) fn plan(folder: &Folder, disk: DiskId) -> Result<Option<ShortenPlan>,
     let mut manifest = read(folder, disk)?;
     if let Some(plan) = noted(folder, &manifest) {
         return Ok(Some(plan));
+    }
+    if manifest.layers.len() <= MAX_CHAIN_DEPTH {
+        // No need to read what others use.
+        return Ok(None);
     }
     let records = Records::read(folder)?;
     let of_others = records.named_by_others(disk);

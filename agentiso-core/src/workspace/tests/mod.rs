@@ -6,6 +6,7 @@ mod lifecycle;
 mod model;
 mod network;
 mod recovery;
+mod shorten;
 mod snapshots;
 
 use std::{sync::Arc, time::Duration};
