@@ -16,7 +16,11 @@ use std::{
 use rustix::fs::{Mode, OFlags};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{hypervisor::HypervisorError, types::MemoryMib};
+use crate::{
+    hypervisor::HypervisorError,
+    process,
+    types::{MachineUid, MemoryMib},
+};
 
 /// Longest of our own small files that is read, in bytes.
 const MAX_JSON_BYTES: u64 = 64 * 1024;
@@ -67,12 +71,17 @@ pub(super) fn open_kvm() -> io::Result<File> {
 
 /// A file that reads as that much zero and takes up no space: the RAM of a machine before its first boot, mapped by
 /// every machine of that size and written by none.
-pub(super) fn zero_ram(state_dir: &Path, memory: MemoryMib) -> Result<File, HypervisorError> {
+pub(super) fn zero_ram(
+    state_dir: &Path,
+    memory: MemoryMib,
+    uid: Option<MachineUid>,
+) -> Result<File, HypervisorError> {
     let folder = state_dir.join("memory");
     let path = folder.join(format!("zero-{}.ram", memory.get()));
     let failed = |source| io_error("make", &path, source);
-    if let Some(file) = untouched(&path, memory) {
-        return Ok(file);
+    let open = || process::open_for(&path, uid).map_err(|source| io_error("open", &path, source));
+    if is_untouched(&path, memory) {
+        return open();
     }
     match std::fs::create_dir(&folder) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
@@ -80,20 +89,18 @@ pub(super) fn zero_ram(state_dir: &Path, memory: MemoryMib) -> Result<File, Hype
     }
     std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o700)).map_err(failed)?;
     let temporary = folder.join(format!(".zero.{}", uuid::Uuid::new_v4().simple()));
-    // Readable by machines' own user ids too, which reach it by descriptor only: the folder is closed to them.
-    let made = create_new(&temporary, 0o444).and_then(|file| {
+    let made = create_new(&temporary, 0o400).and_then(|file| {
         file.set_len(memory.bytes())?;
-        file.set_permissions(PermissionsExt::from_mode(0o444))?;
         std::fs::rename(&temporary, &path)
     });
     made.inspect_err(|_| drop(std::fs::remove_file(&temporary))).map_err(failed)?;
-    File::open(&path).map_err(failed)
+    open()
 }
 
-fn untouched(path: &Path, memory: MemoryMib) -> Option<File> {
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path).ok()?;
-    let metadata = file.metadata().ok()?;
-    (metadata.is_file() && metadata.len() == memory.bytes() && metadata.blocks() == 0).then_some(file)
+fn is_untouched(path: &Path, memory: MemoryMib) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|metadata| {
+        metadata.is_file() && metadata.len() == memory.bytes() && metadata.blocks() == 0
+    })
 }
 
 /// A folder, for paths of any length: sockets in it are bound and connected through its descriptor.
@@ -172,10 +179,10 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let memory = MemoryMib::new(256).unwrap();
 
-        let first = zero_ram(state.path(), memory).unwrap().metadata().unwrap();
-        let second = zero_ram(state.path(), memory).unwrap().metadata().unwrap();
+        let first = zero_ram(state.path(), memory, None).unwrap().metadata().unwrap();
+        let second = zero_ram(state.path(), memory, None).unwrap().metadata().unwrap();
 
-        assert_eq!((first.len(), first.blocks(), first.mode() & 0o777), (memory.bytes(), 0, 0o444));
+        assert_eq!((first.len(), first.blocks(), first.mode() & 0o777), (memory.bytes(), 0, 0o400));
         assert_eq!(first.ino(), second.ino());
     }
 
@@ -183,14 +190,14 @@ mod tests {
     fn zero_ram_that_was_written_to_is_made_anew() {
         let state = tempfile::tempdir().unwrap();
         let memory = MemoryMib::new(128).unwrap();
-        zero_ram(state.path(), memory).unwrap();
+        zero_ram(state.path(), memory, None).unwrap();
         let path = state.path().join("memory/zero-128.ram");
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
         let file = File::options().write(true).open(&path).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, b"x", 4096).unwrap();
 
         let mut first = [1; 8192];
-        zero_ram(state.path(), memory).unwrap().read_exact(&mut first).unwrap();
+        zero_ram(state.path(), memory, None).unwrap().read_exact(&mut first).unwrap();
 
         assert_eq!(first, [0; 8192]);
     }

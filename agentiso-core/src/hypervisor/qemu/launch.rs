@@ -25,7 +25,7 @@ use crate::{
     channel::ChannelDevice,
     hypervisor::{Accelerator, HypervisorError, LaunchSpec, Machine, MachineLog, log::printable},
     network::NicBackend,
-    process::{Detached, FileRules, SpawnError, Started, program_folders, start_name},
+    process::{self, Detached, FileRules, SpawnError, Started, program_folders, start_name},
     types::{MachineUid, ProcessRef, WorkspaceId},
 };
 
@@ -220,6 +220,9 @@ fn start(qemu: &Qemu, spec: LaunchSpec) -> Result<Underway, HypervisorError> {
     detached.open_files(OPEN_FILES).file_bytes(file_bytes);
     if uid.is_some() {
         detached.threads(THREADS);
+    } else {
+        // Whoever forks the machine live reads its memory, and need not be who started it.
+        detached.any_reader(process::asks_for_a_reader());
     }
 
     let console = start_console(qemu, &name, uid, console_near.into(), stderr_read.into(), logs)?;
@@ -281,7 +284,7 @@ fn arrange(
     let passing = |source| io_error("pass a descriptor to", &qemu.program.path, source);
     let kernel = boot_file("the guest kernel", &spec.kernel, spec.uid)?;
     let initramfs = boot_file("the initial RAM file system", &spec.initramfs, spec.uid)?;
-    let ram = files::zero_ram(&qemu.state_dir, spec.memory)?;
+    let ram = files::zero_ram(&qemu.state_dir, spec.memory, spec.uid)?;
     // QEMU opens these by name (/proc/self/fd/N), which asks for permission anew.
     let mut rules =
         program_folders(&qemu.program.path).into_iter().fold(FileRules::nothing(), FileRules::read_execute);

@@ -154,6 +154,18 @@ impl Hypervisor for Qemu {
                 .to_owned(),
         );
         confinement.push("checked from outside before each guest runs".to_owned());
+        if rustix::process::geteuid().is_root() {
+            if process::has_private_files(&self.state_dir) {
+                confinement
+                    .push("memory files that only root and the machine's own user id can open".to_owned());
+            } else {
+                open.push(
+                    "memory files are readable by all users, who are kept out by their folder alone: the kernel or the \
+                     file system of the state folder has no idmapped mounts"
+                        .to_owned(),
+                );
+            }
+        }
         open.push("the host memory that QEMU uses beyond the guest's is not limited".to_owned());
         HypervisorCapabilities {
             name: format!("QEMU {}", self.program.version),
