@@ -8,8 +8,7 @@ use std::{
 use tokio::sync::Semaphore;
 
 use super::{
-    FakeChannel, FakeGuest, FakeHypervisor, FakeNetwork, FakeStorage, Faults, InjectedFault,
-    storage::FakeDisks,
+    FakeChannel, FakeGuest, FakeHypervisor, FakeNetwork, FakeStorage, Faults, InjectedFault, disks::FakeDisks,
 };
 use crate::{
     hypervisor::Machine,

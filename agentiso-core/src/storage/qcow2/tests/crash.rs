@@ -119,8 +119,7 @@ struct Ids {
     pending: SnapshotId,
     new_base: BaseId,
     new_disk: DiskId,
-    /// A disk with more layers than it may have, and one whose user is pulling them together.
-    long: [DiskId; 2],
+    long: DiskId,
     long_snapshots: [SnapshotId; MAX_CHAIN_DEPTH - 1],
 }
 
@@ -138,18 +137,25 @@ fn prepare(path: &Path, ids: &Ids) {
     let origin = DiskOrigin::Snapshot { disk: ids.disk, snapshot: ids.snapshots[1] };
     disks::create(&folder, ids.fork, origin, BYTES).unwrap();
     disks::begin_snapshot(&folder, ids.fork, ids.pending).unwrap();
-    for long in ids.long {
-        disks::create(&folder, long, DiskOrigin::Base(ids.base), BYTES).unwrap();
-        for snapshot in ids.long_snapshots {
-            disks::begin_snapshot(&folder, long, snapshot).unwrap();
-            disks::finish_snapshot(&folder, long, snapshot, Outcome::Commit).unwrap();
-        }
-        // The one that stays has some of the layers to be dropped.
-        for (_, snapshot) in ids.long_snapshots.iter().enumerate().filter(|(at, _)| *at != 2) {
-            disks::delete_snapshot(&folder, long, *snapshot).unwrap();
-        }
+}
+
+/// A disk with more layers than it may have. The snapshot that stays has some of those to be dropped.
+fn prepare_long(path: &Path, ids: &Ids) {
+    let folder = open(path);
+    disks::create(&folder, ids.long, DiskOrigin::Base(ids.base), BYTES).unwrap();
+    for snapshot in ids.long_snapshots {
+        disks::begin_snapshot(&folder, ids.long, snapshot).unwrap();
+        disks::finish_snapshot(&folder, ids.long, snapshot, Outcome::Commit).unwrap();
     }
-    shorten::plan(&folder, ids.long[1]).unwrap().unwrap();
+    for (_, snapshot) in ids.long_snapshots.iter().enumerate().filter(|(at, _)| *at != 2) {
+        disks::delete_snapshot(&folder, ids.long, *snapshot).unwrap();
+    }
+}
+
+/// The same, its user pulling layers together.
+fn prepare_shortening(path: &Path, ids: &Ids) {
+    prepare_long(path, ids);
+    shorten::plan(&open(path), ids.long).unwrap().unwrap();
 }
 
 type Operation = fn(&Folder, &Ids) -> Result<(), StorageError>;
@@ -172,17 +178,36 @@ const OPERATIONS: &[(&str, Operation)] = &[
     ("rollback", |folder, ids| disks::rollback(folder, ids.disk, ids.snapshots[0]).map(drop)),
     ("delete_snapshot", |folder, ids| disks::delete_snapshot(folder, ids.disk, ids.snapshots[0])),
     ("destroy_disk", |folder, ids| disks::destroy(folder, ids.disk)),
-    ("shorten_plan", |folder, ids| shorten::plan(folder, ids.long[0]).map(|plan| drop(plan.unwrap()))),
-    ("finish_shorten", |folder, ids| {
-        let plan = shorten::plan(folder, ids.long[1])?.unwrap();
-        shorten::finish(folder, ids.long[1], &plan)
-    }),
     ("destroy_fork", |folder, ids| disks::destroy(folder, ids.fork)),
 ];
 
+/// The same for a disk with a long chain.
+const ON_LONG: &[(&str, Operation)] =
+    &[("shorten_plan", |folder, ids| shorten::plan(folder, ids.long).map(|plan| drop(plan.unwrap())))];
+
+/// The same while it is being shortened.
+const ON_SHORTENING: &[(&str, Operation)] = &[("finish_shorten", |folder, ids| {
+    let plan = shorten::plan(folder, ids.long)?.unwrap();
+    shorten::finish(folder, ids.long, &plan)
+})];
+
 #[test]
 fn killed_at_any_step_leaves_before_or_after() {
-    for (name, operation) in OPERATIONS {
+    kill_at_any_step(OPERATIONS, |_, _| {});
+}
+
+#[test]
+fn shortening_killed_at_any_step_leaves_before_or_after() {
+    kill_at_any_step(ON_LONG, prepare_long);
+    kill_at_any_step(ON_SHORTENING, prepare_shortening);
+}
+
+fn kill_at_any_step(operations: &[(&str, Operation)], prepare_more: fn(&Path, &Ids)) {
+    let prepare = |path: &Path, ids: &Ids| {
+        prepare(path, ids);
+        prepare_more(path, ids);
+    };
+    for (name, operation) in operations {
         let ids = Ids {
             base: BaseId::random(),
             unsealed: BaseId::random(),
@@ -192,7 +217,7 @@ fn killed_at_any_step_leaves_before_or_after() {
             pending: SnapshotId::random(),
             new_base: BaseId::random(),
             new_disk: DiskId::random(),
-            long: [DiskId::random(), DiskId::random()],
+            long: DiskId::random(),
             long_snapshots: std::array::from_fn(|_| SnapshotId::random()),
         };
         let whole = tempfile::tempdir().unwrap();
