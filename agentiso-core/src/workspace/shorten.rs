@@ -1,10 +1,11 @@
 //! Chains of layers that stay short.
 //!
 //! Each snapshot and fork of a running machine puts a layer on its disk. Once there are too many, the machine copies
-//! some of them up into the topmost one (see [`ShortenPlan`](crate::storage::ShortenPlan)) while its guest runs on.
+//! some of them up into the topmost one (see [`ShortenPlan`]) while its guest runs on.
 //! Nobody waits for that: whoever has the workspace's lock next looks how far it is, and notes the end in the
 //! storage's records. A machine cannot copy and move to a new layer at once, so whoever wants it to move gives the
-//! copying up first; it begins again afterwards.
+//! copying up first; it begins again afterwards. Snapshots that follow
+//! each other faster than their data is copied therefore make a longer chain, until there is a pause.
 
 use super::engine::Engine;
 use crate::error::EngineError;
