@@ -14,7 +14,7 @@ pub use memory::{AfterCapture, Capture, CaptureSpec, DiskStep, MachineMemory, Me
 
 use crate::channel::ChannelDevice;
 use crate::network::Nic;
-use crate::storage::{DiskChain, DiskLayer, LayerId};
+use crate::storage::{DiskChain, DiskLayer, LayerId, ShortenPlan};
 use crate::types::{MachineUid, MemoryMib, ProcessRef, SnapshotId, VcpuCount, WorkspaceId};
 
 /// Starts, watches and ends machines.
@@ -53,6 +53,31 @@ pub trait Hypervisor: MachineMemory {
     ///
     /// On failure the machine goes on with the layer it had. Already on that layer: no effect.
     async fn pivot_disk(&self, machine: &Machine, to: &DiskLayer) -> Result<(), HypervisorError>;
+
+    /// Makes the machine follow a plan that shortens its disk's chain: it copies what the layers to be dropped hold up
+    /// into the topmost one, then reads on through the base and closes the others. The guest runs on and reads and
+    /// writes meanwhile.
+    ///
+    /// Returns at once: starts the copying, or says how far it is. When all is copied, and on stable storage, and the
+    /// layers are closed, says [`StreamStatus::Done`], each time from then on. The copying belongs to the machine and
+    /// outlives whoever started it.
+    ///
+    /// On failure the disk shows what it showed, through the layers it had; a later call tries again, with what was
+    /// copied so far. Fails if the machine's topmost layer is another, or the host's disk is full.
+    async fn stream_disk(
+        &self,
+        machine: &Machine,
+        plan: &ShortenPlan,
+    ) -> Result<StreamStatus, HypervisorError>;
+
+    /// Gives up the copying of [`Hypervisor::stream_disk`], and waits until the machine has left it: it can pivot
+    /// then. What was copied stays in the topmost layer and does no harm. [`StreamStatus::Done`] if all was copied
+    /// already, otherwise [`StreamStatus::Idle`], also if nothing was under way.
+    async fn cancel_stream(
+        &self,
+        machine: &Machine,
+        plan: &ShortenPlan,
+    ) -> Result<StreamStatus, HypervisorError>;
 
     /// Presses the power button. What the guest makes of it is up to the guest.
     async fn power_button(&self, machine: &Machine) -> Result<(), HypervisorError>;
@@ -166,6 +191,22 @@ pub enum MachineStatus {
     Paused,
     /// Its process is gone.
     Exited,
+}
+
+/// How far a machine is with shortening its disk's chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamStatus {
+    /// It is not at it.
+    Idle,
+    /// It copies.
+    Running {
+        /// Bytes of the disk that were looked at.
+        done_bytes: u64,
+        /// Bytes of the disk in all, as far as is known.
+        total_bytes: u64,
+    },
+    /// All is copied; the layers to be dropped are closed.
+    Done,
 }
 
 /// Which log of a machine.

@@ -52,6 +52,7 @@ pub(crate) struct Detached {
     open_files: u64,
     file_bytes: Option<u64>,
     threads: Option<u64>,
+    any_reader: bool,
 }
 
 impl Detached {
@@ -72,6 +73,7 @@ impl Detached {
             open_files: 1024,
             file_bytes: None,
             threads: None,
+            any_reader: false,
         }
     }
 
@@ -143,6 +145,13 @@ impl Detached {
         self
     }
 
+    /// Lets other processes of its user than its ancestors read its memory, where the kernel wants the program's word
+    /// for it; see [`asks_for_a_reader`](super::asks_for_a_reader). Not of use for root, who may anyway.
+    pub(crate) fn any_reader(&mut self, any: bool) -> &mut Self {
+        self.any_reader = any;
+        self
+    }
+
     /// Starts it. Returns once the program itself runs (its `exec` was done). Blocks for some milliseconds.
     ///
     /// # Errors
@@ -207,6 +216,7 @@ impl Detached {
             uid: self.uid.map(|uid| uid.0),
             ruleset: ruleset.as_ref().map(AsRawFd::as_raw_fd),
             filter: filter.as_ref(),
+            any_reader: self.any_reader,
             oom_score: OOM_SCORE.as_bytes(),
             report: report_write.as_raw_fd(),
         };

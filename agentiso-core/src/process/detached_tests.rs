@@ -237,3 +237,13 @@ fn named_process_is_found_by_its_state_folder_only() {
     assert_eq!((&found[0].process, found[0].workspace), (started.process(), workspace));
     assert!(elsewhere.is_empty());
 }
+
+#[test]
+fn program_starts_whether_or_not_the_kernel_knows_who_may_read_it() {
+    for any in [false, true] {
+        let mut detached = program("/bin/echo", &["on"]);
+        detached.any_reader(any);
+
+        assert_eq!(output_of(detached), "on\n", "{any}");
+    }
+}

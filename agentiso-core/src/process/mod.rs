@@ -6,22 +6,27 @@
 //!   others.
 //! * `reaper` collects what `Detached` started, and only that.
 //! * [`FileRules`] is what Landlock will let a program open.
-//! * `scan` finds processes of a state folder.
+//! * `idmap` opens files of root's for one machine's user id alone.
+//! * `scan` finds processes of a state folder. `yama` tells who may read their memory.
 
 mod detached;
+mod idmap;
 mod landlock;
 mod reaper;
 mod reference;
 mod scan;
 mod seccomp;
 mod sys;
+mod yama;
 
 pub(crate) use detached::{Detached, SpawnError, Started};
+pub(crate) use idmap::{is_supported as has_private_files, open_for};
 pub(crate) use landlock::{FileRules, program_folders};
 pub(crate) use reference::boot_id;
 pub(crate) use scan::{named, start_name};
 #[allow(unused_imports, reason = "for the network's companion processes")]
 pub(crate) use seccomp::Sockets;
+pub(crate) use yama::asks_for_a_reader;
 
 /// What stands between a program started by [`Detached`] and the host, one line each, and what should and does not on
 /// this host, with the reason.

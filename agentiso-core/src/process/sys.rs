@@ -39,6 +39,8 @@ pub(super) struct ChildPlan<'a> {
     pub(super) ruleset: Option<RawFd>,
     /// The system call filter.
     pub(super) filter: Option<&'a Filter>,
+    /// Whether it lets other processes of its user read its memory, where the kernel (Yama) asks it.
+    pub(super) any_reader: bool,
     /// Content for /proc/self/oom_score_adj.
     pub(super) oom_score: &'a [u8],
     /// Where a failure is reported.
@@ -220,6 +222,9 @@ fn follow(plan: &ChildPlan<'_>, words: &[*const c_char], environment: &[*const c
         return Step::Folder;
     }
     write_oom_score(plan.oom_score);
+    if plan.any_reader {
+        let_any_process_of_this_user_read();
+    }
     for limit in plan.limits {
         // SAFETY: the pointer is to a limit that outlives the call.
         if unsafe { libc::setrlimit(limit.resource, &raw const limit.value) } < 0 {
@@ -274,6 +279,18 @@ fn write_oom_score(score: &[u8]) {
             libc::close(file);
         }
     }
+}
+
+/// Best effort: a kernel without Yama refuses it (EINVAL) and has nothing to be asked.
+///
+/// Yama keeps what is said here with the process until that ends, whatever program it executes: nothing in Yama looks
+/// at exec. What it costs: any process of the same user may read and trace this one, as without Yama. Such a process
+/// has the state folder, and with it the disks, memory images and sockets of the machine, anyway. The user's other
+/// machines are kept away by Landlock, which lets no confined process trace one outside its own domain, and by their
+/// system call filters.
+fn let_any_process_of_this_user_read() {
+    // SAFETY: prctl with numbers only.
+    unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY, NONE, NONE, NONE) };
 }
 
 fn arrange_descriptors(sources: &[RawFd]) -> Result<(), Step> {

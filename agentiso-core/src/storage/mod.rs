@@ -1,5 +1,6 @@
 //! Disks of machines and the images they begin from.
 
+mod chain;
 pub mod qcow2;
 
 use std::path::PathBuf;
@@ -7,6 +8,8 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::chain::new_base;
+pub use self::chain::{MAX_CHAIN_DEPTH, ShortenPlan};
 use crate::types::{BaseId, DiskId, SnapshotId};
 
 /// Keeps base images, disks and snapshots of disks.
@@ -87,6 +90,25 @@ pub trait Storage: Send + Sync {
     /// Removes a disk that nobody uses, with its snapshots. What other disks were made from lives on for them. Not
     /// there, or only half made: removes what there is.
     async fn destroy_disk(&self, disk: DiskId) -> Result<(), StorageError>;
+
+    /// What makes a disk's chain of layers short again, if it has more than [`MAX_CHAIN_DEPTH`]; `None` for a shorter
+    /// one, and always from a storage whose disks have no chains. Changes nothing about the disk.
+    ///
+    /// The plan is noted and stays the same until it is finished, or the disk gets another topmost layer: whoever
+    /// follows it may die in the middle, and another go on. A plan that nobody followed does no harm.
+    ///
+    /// # Errors
+    /// [`StorageError::Full`]: the host's disk might not hold what would be copied.
+    /// [`StorageError::Exists`]: a snapshot of the disk is begun; finish it first.
+    async fn shorten_plan(&self, disk: DiskId) -> Result<Option<ShortenPlan>, StorageError>;
+
+    /// Takes the layers that a plan drops out of a disk's chain, and removes those that no snapshot and no other disk
+    /// uses. The disk's user, if there is one, has followed the plan: the topmost layer holds, on stable storage, all
+    /// that they held. Finished already: no effect. A crash leaves the disk as it was or as it becomes; either is right.
+    ///
+    /// # Errors
+    /// [`StorageError::NotFound`]: the plan is not of the disk's present chain. Nothing is changed then.
+    async fn finish_shorten(&self, disk: DiskId, plan: &ShortenPlan) -> Result<(), StorageError>;
 
     /// What a disk takes up.
     async fn usage(&self, disk: DiskId) -> Result<DiskUsage, StorageError>;
@@ -220,16 +242,19 @@ pub struct BaseInfo {
     pub used_bytes: u64,
 }
 
-/// What a disk takes up on the host.
+/// What a disk takes up on the host: the space of its layers, holes not counted. Each layer is counted once, and is
+/// either unique or shared, so that the unique bytes of all disks and the shared layers, each counted once, are what
+/// the files take up.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskUsage {
     /// Size of the disk as the guest sees it, in bytes.
     pub bytes: u64,
     /// Space of what only this disk and its snapshots use, in bytes.
     pub unique_bytes: u64,
-    /// Space of what it shares with others, bases included, in bytes.
+    /// Space of what it shares with other disks and their snapshots, in bytes. A base is always shared.
     pub shared_bytes: u64,
-    /// Space that each snapshot holds, oldest first, in bytes.
+    /// What of the unique bytes each snapshot holds, oldest first, in bytes. A layer that several have counts for the
+    /// oldest of them; what no snapshot has is the disk's alone.
     pub snapshots: Vec<(SnapshotId, u64)>,
 }
 

@@ -9,12 +9,12 @@ use tokio::sync::Semaphore;
 
 use super::{
     FakeChannel, FakeGuest, FakeHypervisor, FakeNetwork, FakeStorage, Faults, InjectedFault,
-    memory::FakeImage, storage::FakeDisks,
+    disks::FakeDisks, memory::FakeImage,
 };
 use crate::{
     hypervisor::Machine,
     network::NetworkPolicy,
-    storage::DiskLayer,
+    storage::{DiskLayer, ShortenPlan},
     types::{GuestPort, HostPort, MemoryMib, ProcessRef, SnapshotId, VcpuCount, WorkspaceId},
 };
 
@@ -40,6 +40,7 @@ pub(super) struct HostState {
     pub(super) taken_ports: BTreeSet<HostPort>,
     pub(super) channels: BTreeMap<WorkspaceId, FakeLanes>,
     pub(super) boot_time: Duration,
+    pub(super) copies_slowly: bool,
     next_pid: u32,
 }
 
@@ -51,6 +52,8 @@ pub(super) struct FakeMachine {
     pub(super) layers: Vec<DiskLayer>,
     pub(super) vcpus: VcpuCount,
     pub(super) memory: MemoryMib,
+    /// Down to which layer it copies others up.
+    pub(super) streaming: Option<ShortenPlan>,
 }
 
 /// A network card, by the number of its process.
@@ -117,6 +120,12 @@ impl FakeHost {
     /// How long guests launched from now on take before their agent answers. Nothing at first.
     pub fn set_boot_time(&self, time: Duration) {
         self.state().boot_time = time;
+    }
+
+    /// Whether machines that copy layers of their disks up never come to an end of it. At first they have copied all
+    /// when somebody asks how far they are.
+    pub fn set_copies_slowly(&self, slowly: bool) {
+        self.state().copies_slowly = slowly;
     }
 
     /// Whether the host's disk is full from now on.

@@ -9,9 +9,9 @@ use super::{
 use crate::{
     hypervisor::{
         Accelerator, Hypervisor, HypervisorCapabilities, HypervisorError, LaunchSpec, Machine, MachineLog,
-        MachineStatus, Start,
+        MachineStatus, Start, StreamStatus,
     },
-    storage::{DiskLayer, LayerId},
+    storage::{DiskLayer, LayerId, ShortenPlan},
     types::{ProcessRef, WorkspaceId},
 };
 
@@ -58,8 +58,25 @@ fn move_disk(state: &mut HostState, machine: &Machine, to: &DiskLayer) -> Result
             source: std::io::ErrorKind::NotFound.into(),
         });
     }
+    if machine.streaming.is_some() {
+        return Err(refused("pivot", "its layers are being copied", machine.record.id));
+    }
     machine.layers.insert(0, to.clone());
     Ok(())
+}
+
+/// What the machine is copying up is copied, and it leaves the layers.
+fn finish_copying(state: &mut HostState, machine: &Machine) -> Result<(), HypervisorError> {
+    let machine = running(state, machine)?;
+    if let Some(plan) = machine.streaming.take() {
+        machine.layers.retain(|layer| !plan.dropped.contains(&layer.id));
+        state.disks.pull_up(&plan);
+    }
+    Ok(())
+}
+
+fn refused(operation: &'static str, reason: &str, id: WorkspaceId) -> HypervisorError {
+    HypervisorError::Control { operation, id, source: reason.to_owned().into() }
 }
 
 fn not_launched(id: WorkspaceId, reason: String) -> HypervisorError {
@@ -122,6 +139,7 @@ impl Hypervisor for FakeHypervisor {
                 layers: spec.disk.layers.clone(),
                 vcpus: spec.vcpus,
                 memory: spec.memory,
+                streaming: None,
             };
             state.machines.insert(record.process.pid, machine);
             if let Some(lanes) = state.channels.get_mut(&spec.id) {
@@ -177,6 +195,53 @@ impl Hypervisor for FakeHypervisor {
 
     async fn pivot_disk(&self, machine: &Machine, to: &DiskLayer) -> Result<(), HypervisorError> {
         self.host.call("hypervisor.pivot_disk", |state| move_disk(state, machine, to)).await
+    }
+
+    async fn stream_disk(
+        &self,
+        machine: &Machine,
+        plan: &ShortenPlan,
+    ) -> Result<StreamStatus, HypervisorError> {
+        self.host
+            .call("hypervisor.stream_disk", |state| {
+                let slowly = state.copies_slowly;
+                if !slowly {
+                    finish_copying(state, machine)?;
+                }
+                let machine = running(state, machine)?;
+                let id = machine.record.id;
+                if machine.layers[0].id != plan.top.id {
+                    return Err(refused("shorten", "it writes to another layer", id));
+                }
+                let at = machine.layers.iter().position(|layer| layer.id == plan.base);
+                let at = at.ok_or_else(|| refused("shorten", "it has no such layer", id))?;
+                if at == 1 {
+                    return Ok(StreamStatus::Done);
+                }
+                machine.streaming = Some(plan.clone());
+                Ok(StreamStatus::Running { done_bytes: 0, total_bytes: plan.top.bytes })
+            })
+            .await
+    }
+
+    async fn cancel_stream(
+        &self,
+        machine: &Machine,
+        plan: &ShortenPlan,
+    ) -> Result<StreamStatus, HypervisorError> {
+        self.host
+            .call("hypervisor.cancel_stream", |state| {
+                let slowly = state.copies_slowly;
+                if !slowly {
+                    finish_copying(state, machine)?;
+                }
+                let machine = running(state, machine)?;
+                machine.streaming = None;
+                let is_done = machine.layers[0].id == plan.top.id
+                    && machine.layers.get(1).is_some_and(|layer| layer.id == plan.base);
+                Ok(if is_done { StreamStatus::Done } else { StreamStatus::Idle })
+            })
+            .await
     }
 
     async fn power_button(&self, machine: &Machine) -> Result<(), HypervisorError> {

@@ -29,6 +29,7 @@ mod agent;
 mod channel;
 #[allow(clippy::unwrap_used, clippy::expect_used, reason = "a contract suite is test code: it asserts")]
 pub mod contract;
+mod disks;
 mod faults;
 mod guest;
 mod host;

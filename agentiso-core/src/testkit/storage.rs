@@ -1,175 +1,25 @@
-use std::{collections::BTreeMap, path::PathBuf};
+use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 
-use super::{FakeHost, guest::Files};
+use super::{
+    FakeHost,
+    disks::{Base, Disk, FakeDisks, exists, missing},
+    guest::Files,
+};
 use crate::{
     storage::{
-        BaseInfo, DiskChain, DiskLayer, DiskOrigin, DiskUsage, Inventory, LayerFormat, LayerId, Outcome,
-        PendingSnapshot, SnapshotMethod, Storage, StorageCapabilities, StorageError,
+        BaseInfo, DiskChain, DiskOrigin, DiskUsage, Inventory, Outcome, PendingSnapshot, ShortenPlan,
+        SnapshotMethod, Storage, StorageCapabilities, StorageError, new_base,
     },
     types::{BaseId, DiskId, SnapshotId},
 };
-
-/// Bytes that each file of a guest counts for beside its content.
-const FILE_OVERHEAD: u64 = 64;
 
 /// A storage in memory.
 #[derive(Clone)]
 pub struct FakeStorage {
     host: FakeHost,
     method: SnapshotMethod,
-}
-
-/// Everything the storage holds.
-#[derive(Default)]
-pub(super) struct FakeDisks {
-    layers: BTreeMap<LayerId, Layer>,
-    bases: BTreeMap<BaseId, Base>,
-    disks: BTreeMap<DiskId, Disk>,
-    pub(super) full: bool,
-}
-
-struct Layer {
-    bytes: u64,
-    /// What the guest sees, once something was written; until then it sees the layer beneath.
-    content: Option<Files>,
-    frozen: bool,
-}
-
-struct Base {
-    layer: LayerId,
-    sealed: bool,
-}
-
-#[derive(Clone)]
-struct Disk {
-    bytes: u64,
-    origin: DiskOrigin,
-    /// Topmost first.
-    layers: Vec<LayerId>,
-    /// Oldest first, each with its topmost layer.
-    snapshots: Vec<(SnapshotId, LayerId)>,
-    pending: Option<(SnapshotId, Option<LayerId>)>,
-}
-
-impl Disk {
-    fn all_layers(&self) -> impl Iterator<Item = &LayerId> {
-        self.layers.iter().chain(self.pending.iter().filter_map(|(_, layer)| layer.as_ref()))
-    }
-
-    fn snapshot(&self, snapshot: SnapshotId) -> Option<usize> {
-        self.snapshots.iter().position(|(id, _)| *id == snapshot)
-    }
-}
-
-fn missing(what: impl std::fmt::Display) -> StorageError {
-    StorageError::NotFound { what: what.to_string() }
-}
-
-fn exists(what: impl std::fmt::Display) -> StorageError {
-    StorageError::Exists { what: what.to_string() }
-}
-
-impl FakeDisks {
-    pub(super) fn has_layer(&self, layer: &LayerId) -> bool {
-        self.layers.contains_key(layer)
-    }
-
-    /// What a guest sees through these layers, topmost first.
-    pub(super) fn read<'a>(&self, mut chain: impl Iterator<Item = &'a LayerId>) -> Files {
-        chain
-            .find_map(|layer| self.layers.get(layer).and_then(|layer| layer.content.clone()))
-            .unwrap_or_default()
-    }
-
-    /// What a guest wrote. A layer that is gone or frozen takes nothing, as a file that was deleted or is read-only.
-    pub(super) fn write(&mut self, layer: &LayerId, files: Files) {
-        if let Some(layer) = self.layers.get_mut(layer).filter(|layer| !layer.frozen) {
-            layer.content = Some(files);
-        }
-    }
-
-    fn disk(&mut self, disk: DiskId) -> Result<&mut Disk, StorageError> {
-        self.disks.get_mut(&disk).ok_or_else(|| missing(format_args!("disk {disk}")))
-    }
-
-    fn new_layer(&mut self, bytes: u64) -> LayerId {
-        let id = LayerId::random();
-        self.layers.insert(id.clone(), Layer { bytes, content: None, frozen: false });
-        id
-    }
-
-    fn freeze(&mut self, layer: &LayerId) {
-        if let Some(layer) = self.layers.get_mut(layer) {
-            layer.frozen = true;
-        }
-    }
-
-    fn describe(&self, id: &LayerId) -> DiskLayer {
-        let is_base = self.bases.values().any(|base| base.layer == *id);
-        DiskLayer {
-            id: id.clone(),
-            path: PathBuf::from(format!("/fake/{id}")),
-            format: if is_base { LayerFormat::Raw } else { LayerFormat::Qcow2 },
-            bytes: self.layers.get(id).map_or(0, |layer| layer.bytes),
-        }
-    }
-
-    fn chain(&self, layers: &[LayerId]) -> DiskChain {
-        DiskChain { layers: layers.iter().map(|layer| self.describe(layer)).collect() }
-    }
-
-    fn used(&self, layer: &LayerId) -> u64 {
-        self.layers
-            .get(layer)
-            .and_then(|layer| layer.content.as_ref())
-            .map_or(0, |files| files.values().map(|file| file.content.len() as u64 + FILE_OVERHEAD).sum())
-    }
-
-    fn made_from(&self, origin: DiskOrigin) -> Vec<DiskId> {
-        self.disks.iter().filter(|(_, disk)| disk.origin == origin).map(|(id, _)| *id).collect()
-    }
-
-    /// Removes the layers that nothing refers to.
-    fn sweep(&mut self) {
-        let Self { layers, bases, disks, .. } = self;
-        layers.retain(|id, _| {
-            bases.values().any(|base| base.layer == *id)
-                || disks.values().any(|disk| disk.all_layers().any(|layer| layer == id))
-        });
-    }
-
-    fn commit(
-        &mut self,
-        disk: DiskId,
-        snapshot: SnapshotId,
-        to: Option<LayerId>,
-    ) -> Result<(), StorageError> {
-        let bytes = self.disk(disk)?.bytes;
-        let top = self.disk(disk)?.layers[0].clone();
-        match to {
-            Some(to) => {
-                self.freeze(&top);
-                let disk = self.disk(disk)?;
-                disk.layers.insert(0, to);
-                disk.snapshots.push((snapshot, top));
-            }
-            None => {
-                // The layer in use stays where it is; what it holds now goes on beneath it.
-                let frozen = self.new_layer(bytes);
-                let content = self.layers.get_mut(&top).and_then(|layer| layer.content.take());
-                if let Some(layer) = self.layers.get_mut(&frozen) {
-                    layer.content = content;
-                    layer.frozen = true;
-                }
-                let disk = self.disk(disk)?;
-                disk.layers.insert(1, frozen.clone());
-                disk.snapshots.push((snapshot, frozen));
-            }
-        }
-        Ok(())
-    }
 }
 
 impl FakeStorage {
@@ -223,7 +73,7 @@ impl Storage for FakeStorage {
                 let dependents: Vec<DiskId> = disks
                     .disks
                     .iter()
-                    .filter(|(_, disk)| disk.layers.contains(&found.layer))
+                    .filter(|(_, disk)| disk.all_layers().any(|layer| *layer == found.layer))
                     .map(|(id, _)| *id)
                     .collect();
                 if !dependents.is_empty() {
@@ -253,8 +103,7 @@ impl Storage for FakeStorage {
                         let at = parent
                             .snapshot(snapshot)
                             .ok_or_else(|| missing(format_args!("snapshot {snapshot}")))?;
-                        let layer = parent.snapshots[at].1.clone();
-                        parent.layers.iter().skip_while(|id| **id != layer).cloned().collect()
+                        parent.snapshots[at].1.clone()
                     }
                 };
                 let needed = disks.describe(&beneath[0]).bytes;
@@ -266,9 +115,9 @@ impl Storage for FakeStorage {
                 }
                 let mut layers = vec![disks.new_layer(bytes)];
                 layers.extend(beneath);
-                disks
-                    .disks
-                    .insert(disk, Disk { bytes, origin, layers, snapshots: Vec::new(), pending: None });
+                let new =
+                    Disk { bytes, origin, layers, snapshots: Vec::new(), pending: None, shortening: None };
+                disks.disks.insert(disk, new);
                 Ok(())
             })
             .await
@@ -358,11 +207,10 @@ impl Storage for FakeStorage {
                     .ok_or_else(|| missing(format_args!("snapshot {snapshot}")))?;
                 let top = disks.new_layer(bytes);
                 let found = disks.disk(disk)?;
-                let layer = found.snapshots[at].1.clone();
-                let beneath: Vec<LayerId> =
-                    found.layers.iter().skip_while(|id| **id != layer).cloned().collect();
+                let beneath = found.snapshots[at].1.clone();
                 found.layers = std::iter::once(top).chain(beneath).collect();
                 found.pending = None;
+                found.shortening = None;
                 let removed = found.snapshots.split_off(at + 1).into_iter().map(|(id, _)| id).collect();
                 disks.sweep();
                 Ok(removed)
@@ -382,6 +230,7 @@ impl Storage for FakeStorage {
                     return Err(StorageError::InUse { what: format!("snapshot {snapshot}"), dependents });
                 }
                 disks.disk(disk)?.snapshots.retain(|(id, _)| *id != snapshot);
+                disks.sweep();
                 Ok(())
             })
             .await
@@ -397,25 +246,80 @@ impl Storage for FakeStorage {
             .await
     }
 
+    async fn shorten_plan(&self, disk: DiskId) -> Result<Option<ShortenPlan>, StorageError> {
+        let method = self.method;
+        self.host
+            .call("storage.shorten_plan", |state| {
+                let disks = &mut state.disks;
+                let found = disks.disk(disk)?.clone();
+                if method == SnapshotMethod::Instant {
+                    return Ok(None);
+                }
+                let noted = found.shortening.clone().filter(|(top, _)| *top == found.layers[0]);
+                let base = match noted {
+                    Some((_, base)) => base,
+                    None => {
+                        let shared: Vec<bool> =
+                            found.layers.iter().map(|layer| disks.is_shared(layer, disk)).collect();
+                        let Some(at) = new_base(&shared) else { return Ok(None) };
+                        if let Some((pending, _)) = found.pending {
+                            return Err(exists(format_args!("unfinished snapshot {pending} of disk {disk}")));
+                        }
+                        if disks.full {
+                            return Err(StorageError::Full {
+                                what: format!("a shorter chain of disk {disk}"),
+                            });
+                        }
+                        found.layers[at].clone()
+                    }
+                };
+                let top = found.layers[0].clone();
+                let dropped = found.above(&base).unwrap_or_default().to_vec();
+                disks.disk(disk)?.shortening = Some((top.clone(), base.clone()));
+                let beneath = found.layers.len() - 1 - dropped.len();
+                Ok(Some(ShortenPlan { top: disks.describe(&top), dropped, base, beneath }))
+            })
+            .await
+    }
+
+    async fn finish_shorten(&self, disk: DiskId, plan: &ShortenPlan) -> Result<(), StorageError> {
+        self.host
+            .call("storage.finish_shorten", |state| {
+                let found = state.disks.disk(disk)?;
+                let between = found.above(&plan.base).filter(|_| found.layers[0] == plan.top.id);
+                match between {
+                    Some([]) => return Ok(()),
+                    Some(between) if between == plan.dropped => {}
+                    _ => return Err(missing(format_args!("the chain that disk {disk} was to shorten"))),
+                }
+                found.layers.drain(1..=plan.dropped.len());
+                found.shortening = None;
+                state.disks.sweep();
+                Ok(())
+            })
+            .await
+    }
+
     async fn usage(&self, disk: DiskId) -> Result<DiskUsage, StorageError> {
         self.host
             .call("storage.usage", |state| {
                 let disks = &mut state.disks;
                 let found = disks.disk(disk)?.clone();
-                let is_shared = |layer: &LayerId| {
-                    disks.bases.values().any(|base| base.layer == *layer)
-                        || disks
-                            .disks
-                            .iter()
-                            .any(|(id, other)| *id != disk && other.all_layers().any(|other| other == layer))
-                };
                 let mut usage = DiskUsage { bytes: found.bytes, ..DiskUsage::default() };
-                for layer in found.all_layers() {
+                let mut unique = BTreeSet::new();
+                for layer in found.all_layers().collect::<BTreeSet<_>>() {
                     let used = disks.used(layer);
-                    if is_shared(layer) { usage.shared_bytes += used } else { usage.unique_bytes += used }
+                    if disks.is_shared(layer, disk) {
+                        usage.shared_bytes += used;
+                    } else {
+                        usage.unique_bytes += used;
+                        unique.insert(layer);
+                    }
                 }
-                usage.snapshots =
-                    found.snapshots.iter().map(|(id, layer)| (*id, disks.used(layer))).collect();
+                for (id, layers) in &found.snapshots {
+                    let held = layers.iter().filter(|layer| unique.remove(layer));
+                    usage.snapshots.push((*id, held.map(|layer| disks.used(layer)).sum()));
+                }
                 Ok(usage)
             })
             .await

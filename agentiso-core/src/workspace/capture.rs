@@ -28,6 +28,8 @@ impl Engine {
         memory: KeptMemory,
     ) -> Result<(), EngineError> {
         let (storage, disk) = (&self.backends.storage, record.disk());
+        // Not to be met by a machine that stands still, nor by the move to a new layer.
+        self.shorten_before_pivot(record).await?;
         let pending = storage.begin_snapshot(disk, snapshot.id).await?;
         let pivots = matches!(pending, PendingSnapshot::Pivot { .. });
         let step = match pending {

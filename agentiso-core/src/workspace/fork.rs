@@ -50,6 +50,7 @@ impl Engine {
                 let origin = ForkOrigin { workspace_id: id, name: record.name.to_string(), snapshot: name };
                 let plan = fork_plan(&record, &spec, &point, origin.clone());
                 let reserved = engine.reserve_forks(&plan, spec.count).await;
+                engine.shorten_afterwards(&record).await;
                 // From here on the forks have disks of their own; their parent is free.
                 drop(parent);
                 if reserved.is_err() {
@@ -146,7 +147,11 @@ impl Engine {
             boots.spawn(async move {
                 let _place = places.acquire_owned().await.ok();
                 let name = fork.record.name.clone();
-                (number, name, engine.complete(fork, &plan, callers).await)
+                let completed = engine.complete(fork, &plan, callers).await;
+                if let Ok(record) = &completed {
+                    engine.shorten_afterwards(record).await;
+                }
+                (number, name, completed)
             });
         }
         let mut outcomes = boots.join_all().await;

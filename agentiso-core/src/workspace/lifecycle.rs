@@ -45,7 +45,9 @@ impl Engine {
                     (true, _) => Ok(()),
                     (false, _) => {
                         engine.clear_machine(record).await?;
-                        engine.boot(record, Begin::Boot).await
+                        engine.boot(record, Begin::Boot).await?;
+                        engine.shorten_afterwards(record).await;
+                        Ok(())
                     }
                 }
             })

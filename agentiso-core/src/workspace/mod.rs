@@ -11,6 +11,7 @@ mod lifecycle;
 mod lock;
 mod machine;
 mod reconcile;
+mod shorten;
 mod snapshot;
 mod spec;
 mod template;

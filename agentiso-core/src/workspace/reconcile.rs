@@ -87,7 +87,9 @@ impl Engine {
             return Ok(());
         }
         self.settle_machine(&mut record, processes).await?;
-        self.settle_snapshots(&record).await
+        self.settle_snapshots(&record).await?;
+        self.shorten_afterwards(&record).await;
+        Ok(())
     }
 
     /// A machine that is gone, or was cut off in the middle of starting or stopping, leaves a stopped workspace.

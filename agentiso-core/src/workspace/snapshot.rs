@@ -41,6 +41,7 @@ impl Engine {
                     },
                 };
                 let taken = engine.take_snapshot(record, &draft).await?;
+                engine.shorten_afterwards(record).await;
                 Ok(engine.snapshot_info(record, taken).await)
             })
         })
@@ -114,6 +115,7 @@ impl Engine {
         snapshot: &SnapshotRecord,
         machine: Option<&Machine>,
     ) -> Result<(), EngineError> {
+        self.shorten_before_pivot(record).await?;
         let (storage, disk) = (&self.backends.storage, record.disk());
         match (storage.begin_snapshot(disk, snapshot.id).await?, machine) {
             (PendingSnapshot::Pivot { to }, Some(machine)) => {
@@ -238,6 +240,9 @@ impl Engine {
                         engine.boot(record, Begin::Boot).await?;
                     }
                     (None, _) => {}
+                }
+                if record.state == WorkspaceState::Running {
+                    engine.shorten_afterwards(record).await;
                 }
                 Ok(RestoreReport { restored: spec.name.to_string(), removed_snapshots, state: record.state })
             })

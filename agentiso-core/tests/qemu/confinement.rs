@@ -222,3 +222,24 @@ async fn machine_cannot_make_sockets() {
     drop((unix, tcp));
     qemu.kill(&machine).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_file_is_root_s_alone_and_the_machine_s() {
+    let fixture = fixture!();
+    if !is_root() {
+        return println!("skipped: not root, so the machine's files are this user's anyway");
+    }
+    let qemu = fixture.qemu().await;
+    if qemu.capabilities().open.iter().any(|line| line.contains("memory files")) {
+        return println!("skipped: no idmapped mounts here");
+    }
+
+    let machine = qemu.launch(fixture.new_spec().await).await.unwrap();
+
+    let file = std::fs::metadata(fixture.path().join("memory/zero-128.ram")).unwrap();
+    assert_eq!((file.mode() & 0o7777, file.uid(), file.gid()), (0o400, 0, 0));
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", machine.process.pid)).unwrap();
+    let inode = format!(" {} ", file.ino());
+    assert!(maps.lines().any(|line| line.contains(&inode)), "its memory is that file: {maps}");
+    qemu.kill(&machine).await.unwrap();
+}

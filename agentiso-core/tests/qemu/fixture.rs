@@ -110,9 +110,19 @@ impl Fixture {
         self.storage.open_disk(disk).await.unwrap()
     }
 
+    /// Where the disks are.
+    pub(crate) fn storage(&self) -> &Qcow2Storage {
+        &self.storage
+    }
+
+    /// A machine's disk.
+    pub(crate) fn disk_of(&self, id: WorkspaceId) -> DiskId {
+        self.disks.lock().unwrap().iter().find(|(owner, _)| *owner == id).unwrap().1
+    }
+
     /// Begins a snapshot of a machine's disk.
     pub(crate) async fn new_layer(&self, id: WorkspaceId) -> DiskLayer {
-        let disk = self.disks.lock().unwrap().iter().find(|(owner, _)| *owner == id).unwrap().1;
+        let disk = self.disk_of(id);
         let snapshot = SnapshotId::random();
         match self.storage.begin_snapshot(disk, snapshot).await.unwrap() {
             PendingSnapshot::Pivot { to } => to,

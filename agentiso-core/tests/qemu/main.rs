@@ -6,6 +6,7 @@ mod confinement;
 mod fixture;
 mod guest;
 mod machines;
+mod shorten;
 
 mod contract {
     agentiso_core::hypervisor_contract!(crate::fixture::Fixture::new().await);

@@ -80,10 +80,8 @@ pub(super) fn zero_ram(state_dir: &Path, memory: MemoryMib) -> Result<PathBuf, H
     }
     std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o700)).map_err(failed)?;
     let temporary = folder.join(format!(".zero.{}", uuid::Uuid::new_v4().simple()));
-    // Readable by machines' own user ids too, which reach it by descriptor only: the folder is closed to them.
-    let made = create_new(&temporary, 0o444).and_then(|file| {
+    let made = create_new(&temporary, 0o400).and_then(|file| {
         file.set_len(memory.bytes())?;
-        file.set_permissions(PermissionsExt::from_mode(0o444))?;
         std::fs::rename(&temporary, &path)
     });
     made.inspect_err(|_| drop(std::fs::remove_file(&temporary))).map_err(failed)?;
@@ -137,13 +135,12 @@ impl Folder {
             .map_err(|e| io_error("create", &self.path(name), e.into()))
     }
 
-    /// Makes a link to a file that others share, in place of one from an earlier machine, and opens it.
-    pub(super) fn link(&self, to: &Path, name: &str) -> Result<File, HypervisorError> {
+    /// Makes a link to a file that others share, in place of one from an earlier machine.
+    pub(super) fn link(&self, to: &Path, name: &str) -> Result<(), HypervisorError> {
         self.remove(name)?;
         let flags = rustix::fs::AtFlags::empty();
         rustix::fs::linkat(rustix::fs::CWD, to, &self.fd, name, flags)
-            .map_err(|e| io_error("link", &self.path(name), e.into()))?;
-        self.read(name)?.ok_or_else(|| io_error("open", &self.path(name), io::ErrorKind::NotFound.into()))
+            .map_err(|e| io_error("link", &self.path(name), e.into()))
     }
 
     /// Opens a regular file for reading; `None` if there is none.
@@ -183,7 +180,7 @@ mod tests {
         let first = zero_ram(state.path(), memory).unwrap().metadata().unwrap();
         let second = zero_ram(state.path(), memory).unwrap().metadata().unwrap();
 
-        assert_eq!((first.len(), first.blocks(), first.mode() & 0o777), (memory.bytes(), 0, 0o444));
+        assert_eq!((first.len(), first.blocks(), first.mode() & 0o777), (memory.bytes(), 0, 0o400));
         assert_eq!(first.ino(), second.ino());
     }
 
@@ -198,7 +195,8 @@ mod tests {
         std::os::unix::fs::FileExt::write_all_at(&file, b"x", 4096).unwrap();
 
         let mut first = [1; 8192];
-        File::open(zero_ram(state.path(), memory).unwrap()).unwrap().read_exact(&mut first).unwrap();
+        let path = zero_ram(state.path(), memory).unwrap();
+        File::open(&path).unwrap().read_exact(&mut first).unwrap();
 
         assert_eq!(first, [0; 8192]);
     }

@@ -30,7 +30,7 @@ use crate::{
     channel::ChannelDevice,
     hypervisor::{Accelerator, HypervisorError, LaunchSpec, Machine, MachineLog, Start, log::printable},
     network::NicBackend,
-    process::{Detached, FileRules, SpawnError, Started, program_folders, start_name},
+    process::{self, Detached, FileRules, SpawnError, Started, program_folders, start_name},
     types::{MachineUid, ProcessRef, SnapshotId, WorkspaceId},
 };
 
@@ -273,6 +273,9 @@ fn start(qemu: &Qemu, spec: LaunchSpec) -> Result<Underway, HypervisorError> {
     detached.open_files(OPEN_FILES).file_bytes(file_bytes);
     if uid.is_some() {
         detached.threads(THREADS);
+    } else {
+        // Whoever forks the machine live reads its memory, and need not be who started it.
+        detached.any_reader(process::asks_for_a_reader());
     }
 
     let console = start_console(qemu, &name, uid, console_near.into(), stderr_read.into(), logs)?;
@@ -352,7 +355,9 @@ fn arrange(
         None => files::zero_ram(&qemu.state_dir, spec.memory)?,
         Some(image) => image.base(),
     };
-    let ram = folder.link(&base, RAM)?;
+    folder.link(&base, RAM)?;
+    let ram = folder.path(RAM);
+    let ram = process::open_for(&ram, spec.uid).map_err(|error| io_error("open", &ram, error))?;
     let mut restore = None;
     let mut incoming = None;
     if let Some(image) = &image {

@@ -3,7 +3,7 @@
 //! * `find`: which QEMU, and whether the CPU can run guests itself; `tsc`: what guests must be told about the clock.
 //! * `command_line`: a machine as QEMU's arguments. `launch`: from a spec to a running process. `verify`: that the
 //!   process is confined as asked.
-//! * `qmp`: QEMU's protocol. `monitor`: conversations in it.
+//! * `qmp`: QEMU's protocol. `monitor`: conversations in it. `stream`: those about shortening a disk's chain.
 //! * `memory`: what machines have written, kept and put back. `capture`: how it is taken from a machine that runs.
 //! * `files`: folders, sockets and small files.
 //!
@@ -23,6 +23,7 @@ mod launch;
 mod memory;
 mod monitor;
 mod qmp;
+mod stream;
 mod sys;
 mod tsc;
 mod verify;
@@ -40,15 +41,16 @@ use self::{
     launch::{Details, KILL_LIMIT, LAST_WORDS_LIMIT},
     memory::image::{Images, LAYOUT, Shape},
     monitor::{Monitor, MonitorError, RunState},
+    stream::Streamed,
 };
 use super::{
     Accelerator, Capture, CaptureSpec, Hypervisor, HypervisorCapabilities, HypervisorError, LaunchSpec,
-    Machine, MachineLog, MachineMemory, MachineStatus, MemoryImage,
+    Machine, MachineLog, MachineMemory, MachineStatus, MemoryImage, StreamStatus,
 };
 use crate::{
     channel::ChannelDevice,
     process,
-    storage::{DiskLayer, LayerId},
+    storage::{DiskLayer, LayerId, ShortenPlan},
     types::{ProcessRef, SnapshotId, WorkspaceId},
 };
 
@@ -147,6 +149,24 @@ impl Qemu {
         }
         Monitor::open(&machine.run_dir).await.map_err(|error| failed(operation, machine, error))
     }
+
+    /// Does what is left to do when all layers are copied.
+    async fn leave_layers(
+        &self,
+        operation: &'static str,
+        machine: &Machine,
+        plan: &ShortenPlan,
+        streamed: Result<Streamed, MonitorError>,
+    ) -> Result<StreamStatus, HypervisorError> {
+        let streamed = streamed.map_err(|error| failed(operation, machine, error))?;
+        if let Streamed::All = streamed {
+            let path = &plan.top.path;
+            stream::write_back(path.clone()).await.map_err(|e| files::io_error("sync", path, e))?;
+            let mut monitor = self.monitor(operation, machine).await?;
+            monitor.leave_layers(plan).await.map_err(|error| failed(operation, machine, error))?;
+        }
+        Ok(streamed.into())
+    }
 }
 
 /// What went wrong in a conversation with a machine: it may be gone.
@@ -202,6 +222,18 @@ impl Hypervisor for Qemu {
                 .to_owned(),
         );
         confinement.push("checked from outside before each guest runs".to_owned());
+        if rustix::process::geteuid().is_root() {
+            if process::has_private_files(&self.state_dir) {
+                confinement
+                    .push("memory files that only root and the machine's own user id can open".to_owned());
+            } else {
+                open.push(
+                    "memory files are readable by all users, who are kept out by their folder alone: the kernel or the \
+                     file system of the state folder has no idmapped mounts"
+                        .to_owned(),
+                );
+            }
+        }
         open.push("the host memory that QEMU uses beyond the guest's is not limited".to_owned());
         HypervisorCapabilities {
             name: format!("QEMU {}", self.program.version),
@@ -269,6 +301,26 @@ impl Hypervisor for Qemu {
             }
             _ => Err(failed(OPERATION, machine, error)),
         }
+    }
+
+    async fn stream_disk(
+        &self,
+        machine: &Machine,
+        plan: &ShortenPlan,
+    ) -> Result<StreamStatus, HypervisorError> {
+        const OPERATION: &str = "shorten the disk's chain of";
+        let streamed = self.monitor(OPERATION, machine).await?.stream(plan).await;
+        self.leave_layers(OPERATION, machine, plan, streamed).await
+    }
+
+    async fn cancel_stream(
+        &self,
+        machine: &Machine,
+        plan: &ShortenPlan,
+    ) -> Result<StreamStatus, HypervisorError> {
+        const OPERATION: &str = "stop shortening the disk's chain of";
+        let streamed = self.monitor(OPERATION, machine).await?.cancel_stream(plan).await;
+        self.leave_layers(OPERATION, machine, plan, streamed).await
     }
 
     async fn power_button(&self, machine: &Machine) -> Result<(), HypervisorError> {

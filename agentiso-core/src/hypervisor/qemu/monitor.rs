@@ -17,6 +17,7 @@ use super::{
     command_line::{Role, block_node, descriptor_label, layer_of_node, node_name},
     files::Folder,
     qmp::{Qmp, QmpError},
+    stream::layer_of_filter,
 };
 use crate::{
     hypervisor::HypervisorError,
@@ -37,10 +38,10 @@ const TURN_LIMIT: Duration = Duration::from_secs(60);
 const GREETING_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long a question may take that QEMU answers from memory.
-const QUICK: Duration = Duration::from_secs(5);
+pub(super) const QUICK: Duration = Duration::from_secs(5);
 
 /// How long a command may take that flushes or drains the disk: the host's disk may be slow.
-const FLUSHING: Duration = Duration::from_secs(30);
+pub(super) const FLUSHING: Duration = Duration::from_secs(30);
 
 /// How long loading a device state may take: some ten kilobytes.
 const LOADING: Duration = Duration::from_secs(30);
@@ -48,7 +49,7 @@ const LOADING: Duration = Duration::from_secs(30);
 /// A conversation. Others wait until it is dropped.
 #[derive(Debug)]
 pub(super) struct Monitor {
-    qmp: Qmp,
+    pub(super) qmp: Qmp,
     /// The layer that was opened for a move that is to come.
     added: Option<LayerId>,
     _turn: File,
@@ -91,6 +92,32 @@ pub(super) enum MonitorError {
     /// The disk of the machine is not what it was launched with.
     #[error("QEMU names no layer of ours as the machine's disk")]
     UnknownDisk,
+    /// Its layers are being copied.
+    #[error("layers of the disk are still being copied: that must be given up, or finished, first")]
+    Streaming,
+    /// Its layers could not be copied.
+    #[error("QEMU could not copy the layers of the disk: {reason}")]
+    NotStreamed {
+        /// QEMU's words.
+        reason: String,
+    },
+    /// What the disk holds may not be on the host's disk.
+    #[error("QEMU could not write all of the disk to the host's: {reason}")]
+    NotFlushed {
+        /// QEMU's words.
+        reason: String,
+    },
+}
+
+/// The machine's disk as QEMU has it.
+#[derive(Clone, Debug)]
+pub(super) struct Drive {
+    /// The layer that is written to.
+    pub(super) layer: LayerId,
+    /// How many layers there are beneath it.
+    pub(super) beneath: usize,
+    /// Whether layers are being copied up into it.
+    pub(super) streaming: bool,
 }
 
 /// What QEMU calls a machine's state.
@@ -161,8 +188,13 @@ impl Monitor {
 
     /// The layer that the disk writes to.
     pub(super) async fn active_layer(&mut self) -> Result<LayerId, MonitorError> {
+        Ok(self.drive().await?.layer)
+    }
+
+    /// The machine's disk.
+    pub(super) async fn drive(&mut self) -> Result<Drive, MonitorError> {
         #[derive(Deserialize)]
-        struct Drive {
+        struct Device {
             qdev: Option<String>,
             inserted: Option<Inserted>,
         }
@@ -170,23 +202,33 @@ impl Monitor {
         struct Inserted {
             #[serde(rename = "node-name")]
             node_name: String,
+            backing_file_depth: usize,
         }
-        let drives: Vec<Drive> = self.qmp.execute("query-block", json!({}), QUICK).await?;
-        drives
+        let devices: Vec<Device> = self.qmp.execute("query-block", json!({}), QUICK).await?;
+        devices
             .into_iter()
-            .filter(|drive| {
-                drive.qdev.as_deref().is_some_and(|path| path == "disk" || path.contains("/disk/"))
+            .filter(|device| {
+                device.qdev.as_deref().is_some_and(|path| path == "disk" || path.contains("/disk/"))
             })
-            .find_map(|drive| layer_of_node(&drive.inserted?.node_name))
+            .find_map(|device| {
+                let Inserted { node_name, backing_file_depth: beneath } = device.inserted?;
+                let layer = layer_of_node(&node_name);
+                let streaming = layer.is_none();
+                let layer = layer.or_else(|| layer_of_filter(&node_name))?;
+                Some(Drive { layer, beneath, streaming })
+            })
             .ok_or(MonitorError::UnknownDisk)
     }
 
     /// Makes the disk write to a new layer above its present one, and takes QEMU's right to write to the latter away.
     /// When it fails the disk may have moved all the same, if the connection broke: ask a new one.
     pub(super) async fn pivot(&mut self, to: &DiskLayer) -> Result<(), MonitorError> {
-        let from = self.active_layer().await?;
+        let Drive { layer: from, streaming, .. } = self.drive().await?;
         if from == to.id {
             return Ok(());
+        }
+        if streaming {
+            return Err(MonitorError::Streaming);
         }
         if self.added.as_ref() != Some(&to.id) {
             self.prepare_pivot(to).await?;
@@ -280,7 +322,7 @@ impl Monitor {
     }
 
     /// Removes a layer that is not part of the disk, and its descriptors. Not there: no effect.
-    async fn forget_layer(&mut self, layer: &LayerId) -> Result<(), MonitorError> {
+    pub(super) async fn forget_layer(&mut self, layer: &LayerId) -> Result<(), MonitorError> {
         let removed: Result<Value, QmpError> =
             self.qmp.execute("blockdev-del", json!({ "node-name": node_name(layer) }), FLUSHING).await;
         match removed {

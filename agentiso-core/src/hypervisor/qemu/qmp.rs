@@ -124,6 +124,35 @@ impl Qmp {
         Ok(stream.into())
     }
 
+    /// Waits for the next event that a caller wants, those that have arrived already included. Others are dropped.
+    pub(super) async fn wait_event(
+        &mut self,
+        command: &'static str,
+        wanted: impl Fn(&Event) -> bool,
+        limit: Duration,
+    ) -> Result<Event, QmpError> {
+        if !std::mem::replace(&mut self.usable, false) {
+            return Err(QmpError::Broken { command });
+        }
+        let event = timeout(limit, async {
+            loop {
+                while let Some(event) = self.events.pop_front() {
+                    if wanted(&event) {
+                        return Ok(event);
+                    }
+                }
+                let line = self.line(command).await?;
+                let value = parse(command, &line)?;
+                let event = serde_json::from_value(value)
+                    .map_err(|error| QmpError::Malformed { command, reason: error.to_string() })?;
+                self.events.push_back(event);
+            }
+        });
+        let event = event.await.map_err(|_| QmpError::Timeout { command, limit })??;
+        self.usable = true;
+        Ok(event)
+    }
+
     async fn run<T: DeserializeOwned>(
         &mut self,
         command: &'static str,

@@ -53,7 +53,7 @@ pub(super) fn delete(folder: &Folder, base: BaseId) -> Result<(), StorageError> 
     let dependents: Vec<_> = records
         .disks
         .values()
-        .filter(|disk| disk.layers().any(|layer| layer.base == Some(base)))
+        .filter(|disk| disk.named_layers().any(|layer| layer.base == Some(base)))
         .map(|disk| disk.id)
         .collect();
     if !dependents.is_empty() {

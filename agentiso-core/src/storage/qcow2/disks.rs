@@ -1,31 +1,31 @@
 //! Disks and their snapshots.
 
-use std::{collections::BTreeSet, fs, io};
+use std::{fs, io};
 
 use super::{
-    files::{Folder, allocated, failed},
+    files::{Folder, failed},
     format,
     manifest::{BaseManifest, DiskManifest, Layer, Pending, Snapshot, encode},
     sweep::{Records, sweep},
 };
 use crate::{
-    storage::{DiskChain, DiskOrigin, DiskUsage, LayerId, Outcome, PendingSnapshot, StorageError},
+    storage::{DiskChain, DiskOrigin, Outcome, PendingSnapshot, StorageError},
     types::{DiskId, SnapshotId},
 };
 
-fn missing(what: impl std::fmt::Display) -> StorageError {
+pub(super) fn missing(what: impl std::fmt::Display) -> StorageError {
     StorageError::NotFound { what: what.to_string() }
 }
 
-fn exists(what: impl std::fmt::Display) -> StorageError {
+pub(super) fn exists(what: impl std::fmt::Display) -> StorageError {
     StorageError::Exists { what: what.to_string() }
 }
 
-fn read(folder: &Folder, disk: DiskId) -> Result<DiskManifest, StorageError> {
+pub(super) fn read(folder: &Folder, disk: DiskId) -> Result<DiskManifest, StorageError> {
     folder.read_manifest(&folder.disk_manifest(disk))?.ok_or_else(|| missing(format_args!("disk {disk}")))
 }
 
-fn replace(folder: &Folder, manifest: &DiskManifest) -> Result<(), StorageError> {
+pub(super) fn replace(folder: &Folder, manifest: &DiskManifest) -> Result<(), StorageError> {
     let path = folder.disk_manifest(manifest.id);
     folder.replace_manifest(&path, &encode(manifest, &path)?)
 }
@@ -58,10 +58,10 @@ pub(super) fn create(
         id: disk,
         bytes,
         origin,
-        own: vec![layer.clone()],
-        inherited,
+        layers: std::iter::once(layer.clone()).chain(inherited).collect(),
         snapshots: Vec::new(),
         pending: None,
+        shortening: None,
     };
     let content = encode(&manifest, &path)?;
     make_layer(folder, &layer)?;
@@ -86,23 +86,19 @@ fn beneath(folder: &Folder, origin: DiskOrigin) -> Result<Vec<Layer>, StorageErr
         }
         DiskOrigin::Snapshot { disk, snapshot } => {
             let parent = read(folder, disk)?;
-            let at = snapshot_layer(&parent, snapshot)?;
-            Ok(parent.own[at..].iter().chain(&parent.inherited).cloned().collect())
+            Ok(snapshot_of(&parent, snapshot)?.layers.clone())
         }
     }
 }
 
-/// Where the topmost layer of a snapshot is among the disk's own.
-fn snapshot_layer(manifest: &DiskManifest, snapshot: SnapshotId) -> Result<usize, StorageError> {
-    manifest
-        .snapshot(snapshot)
-        .and_then(|at| manifest.own_layer(&manifest.snapshots[at].layer))
-        .ok_or_else(|| missing(format_args!("snapshot {snapshot}")))
+fn snapshot_of(manifest: &DiskManifest, snapshot: SnapshotId) -> Result<&Snapshot, StorageError> {
+    let at = manifest.snapshot(snapshot).ok_or_else(|| missing(format_args!("snapshot {snapshot}")))?;
+    Ok(&manifest.snapshots[at])
 }
 
 pub(super) fn chain(folder: &Folder, disk: DiskId) -> Result<DiskChain, StorageError> {
     let manifest = read(folder, disk)?;
-    if let Some(layer) = manifest.layers().find(|layer| !layer.path(folder).is_file()) {
+    if let Some(layer) = manifest.layers.iter().find(|layer| !layer.path(folder).is_file()) {
         return Err(StorageError::Damaged {
             record: folder.disk_manifest(disk).display().to_string(),
             reason: format!("its layer {} is not there", layer.path(folder).display()),
@@ -143,16 +139,17 @@ pub(super) fn finish_snapshot(
     let pending = manifest.pending.take_if(|pending| pending.snapshot == snapshot);
     match (outcome, pending) {
         (Outcome::Commit, Some(pending)) => {
-            let frozen = manifest.own[0].clone();
-            manifest.snapshots.push(Snapshot { id: snapshot, layer: frozen.id.clone() });
-            manifest.own.insert(0, pending.layer);
+            let frozen = manifest.layers[0].clone();
+            manifest.snapshots.push(Snapshot { id: snapshot, layers: manifest.layers.clone() });
+            manifest.layers.insert(0, pending.layer);
+            // It was about a layer that nobody writes to any more.
+            manifest.shortening = None;
             replace(folder, &manifest)?;
             folder.make_read_only(&frozen.path(folder))
         }
         (Outcome::Commit, None) if kept => {
             // The process that committed it may have been killed before this.
-            let at = snapshot_layer(&manifest, snapshot)?;
-            folder.make_read_only(&manifest.own[at].path(folder))
+            folder.make_read_only(&snapshot_of(&manifest, snapshot)?.layers[0].path(folder))
         }
         (Outcome::Commit, None) => Err(missing(format_args!("snapshot {snapshot}"))),
         (Outcome::Abort, Some(pending)) => {
@@ -183,10 +180,11 @@ pub(super) fn rollback(
 ) -> Result<Vec<SnapshotId>, StorageError> {
     let _lock = folder.lock_alone()?;
     let mut manifest = read(folder, disk)?;
-    let at = snapshot_layer(&manifest, snapshot)?;
     let layer = Layer::new(manifest.bytes);
-    manifest.own.splice(..at, [layer.clone()]);
+    let beneath = snapshot_of(&manifest, snapshot)?.layers.clone();
+    manifest.layers = std::iter::once(layer.clone()).chain(beneath).collect();
     manifest.pending = None;
+    manifest.shortening = None;
     let newer = manifest.snapshot(snapshot).map_or(0, |at| at + 1);
     let removed = manifest.snapshots.split_off(newer).into_iter().map(|snapshot| snapshot.id).collect();
     make_layer(folder, &layer)?;
@@ -211,7 +209,10 @@ pub(super) fn delete_snapshot(
         return Err(StorageError::InUse { what: format!("snapshot {snapshot}"), dependents });
     }
     manifest.snapshots.remove(at);
-    replace(folder, &manifest)
+    replace(folder, &manifest)?;
+    // Layers that the disk has left since are nobody's now.
+    sweep_after(folder, disk);
+    Ok(())
 }
 
 pub(super) fn destroy(folder: &Folder, disk: DiskId) -> Result<(), StorageError> {
@@ -222,40 +223,8 @@ pub(super) fn destroy(folder: &Folder, disk: DiskId) -> Result<(), StorageError>
 }
 
 /// Frees what a change that took effect already left behind: if this fails, the next sweep does it.
-fn sweep_after(folder: &Folder, disk: DiskId) {
+pub(super) fn sweep_after(folder: &Folder, disk: DiskId) {
     if let Err(error) = Records::read(folder).and_then(|records| sweep(folder, &records)) {
         tracing::warn!(%disk, %error, "layers that are not needed any more could not be removed yet");
     }
-}
-
-pub(super) fn usage(folder: &Folder, disk: DiskId) -> Result<DiskUsage, StorageError> {
-    let _lock = folder.lock_shared()?;
-    let manifest = read(folder, disk)?;
-    let records = Records::read(folder)?;
-    let of_others: BTreeSet<&LayerId> = records
-        .disks
-        .values()
-        .filter(|other| other.id != disk)
-        .flat_map(|other| other.named_layers().map(|layer| &layer.id))
-        .collect();
-    let mut usage = DiskUsage { bytes: manifest.bytes, ..DiskUsage::default() };
-    for layer in manifest.named_layers() {
-        let used = allocated(&layer.path(folder))?;
-        if layer.base.is_some() || of_others.contains(&layer.id) {
-            usage.shared_bytes += used;
-        } else {
-            usage.unique_bytes += used;
-        }
-    }
-    // From the oldest layer up: each belongs to the first snapshot that has it.
-    let mut held = 0;
-    let mut snapshots = manifest.snapshots.iter().peekable();
-    for layer in manifest.own.iter().rev() {
-        held += allocated(&layer.path(folder))?;
-        if let Some(snapshot) = snapshots.next_if(|snapshot| snapshot.layer == layer.id) {
-            usage.snapshots.push((snapshot.id, held));
-            held = 0;
-        }
-    }
-    Ok(usage)
 }

@@ -120,9 +120,18 @@ impl Folder {
 
     /// Refuses if the host's disk is nearly full.
     pub(super) fn check_free_space(&self, what: impl std::fmt::Display) -> Result<(), StorageError> {
+        self.check_free_space_for(0, what)
+    }
+
+    /// Refuses if the host's disk would be nearly full with so many bytes more.
+    pub(super) fn check_free_space_for(
+        &self,
+        bytes: u64,
+        what: impl std::fmt::Display,
+    ) -> Result<(), StorageError> {
         let space = rustix::fs::statvfs(&self.path)
             .map_err(|error| failed("read the free space of", &self.path)(error.into()))?;
-        if space.f_bavail.saturating_mul(space.f_frsize) < self.reserve_bytes {
+        if space.f_bavail.saturating_mul(space.f_frsize) < self.reserve_bytes.saturating_add(bytes) {
             return Err(StorageError::Full { what: what.to_string() });
         }
         Ok(())

@@ -14,11 +14,19 @@ use crate::{
     types::{BaseId, DiskId, SnapshotId},
 };
 
-/// Generation of the manifests; a newer one is not touched.
-const VERSION: u32 = 1;
+/// Generation of the manifests; a newer one is not touched. In the first one all snapshots of a disk were part of its
+/// present chain.
+const VERSION: u32 = 2;
+const FIRST_VERSION: u32 = 1;
 
 /// What can be recorded.
 pub(super) trait Manifest: Serialize + DeserializeOwned {
+    /// The same in the first generation.
+    type First: DeserializeOwned;
+
+    /// Takes over what the first generation recorded; the error is what makes no sense in it.
+    fn upgrade(first: Self::First) -> Result<Self, String>;
+
     /// What makes no sense in it, beyond what its type rules out.
     fn flaw(&self) -> Option<String>;
 
@@ -42,14 +50,14 @@ pub(super) struct DiskManifest {
     pub(super) id: DiskId,
     pub(super) bytes: u64,
     pub(super) origin: DiskOrigin,
-    /// Layers of its own, topmost first; the first is written to.
-    pub(super) own: Vec<Layer>,
-    /// Layers that it began with, topmost first; the last is a base.
-    pub(super) inherited: Vec<Layer>,
-    /// Oldest first. Each is one of its own layers with all beneath.
+    /// Topmost first: the first is written to, the last is a base.
+    pub(super) layers: Vec<Layer>,
+    /// Oldest first.
     pub(super) snapshots: Vec<Snapshot>,
     /// The snapshot under way.
     pub(super) pending: Option<Pending>,
+    /// What the disk's user may be pulling together.
+    pub(super) shortening: Option<Shortening>,
 }
 
 /// A layer as recorded.
@@ -67,8 +75,8 @@ pub(super) struct Layer {
 #[serde(deny_unknown_fields)]
 pub(super) struct Snapshot {
     pub(super) id: SnapshotId,
-    /// Its topmost layer.
-    pub(super) layer: LayerId,
+    /// Topmost first; the last is a base. In full, for the disk's own chain may have become shorter since.
+    pub(super) layers: Vec<Layer>,
 }
 
 /// A snapshot that was begun.
@@ -78,6 +86,14 @@ pub(super) struct Pending {
     pub(super) snapshot: SnapshotId,
     /// The layer that takes over.
     pub(super) layer: Layer,
+}
+
+/// A plan to shorten the chain: what is between these two goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Shortening {
+    pub(super) top: LayerId,
+    pub(super) base: LayerId,
 }
 
 impl Layer {
@@ -107,18 +123,16 @@ impl Layer {
 }
 
 impl DiskManifest {
-    /// The layers of the disk, topmost first.
-    pub(super) fn layers(&self) -> impl Iterator<Item = &Layer> {
-        self.own.iter().chain(&self.inherited)
-    }
-
-    /// Every layer that must not go while this disk is there.
+    /// Every layer that must not go while this disk is there, some of them more than once.
     pub(super) fn named_layers(&self) -> impl Iterator<Item = &Layer> {
-        self.layers().chain(self.pending.iter().map(|pending| &pending.layer))
+        self.layers
+            .iter()
+            .chain(self.snapshots.iter().flat_map(|snapshot| &snapshot.layers))
+            .chain(self.pending.iter().map(|pending| &pending.layer))
     }
 
     pub(super) fn chain(&self, folder: &Folder) -> DiskChain {
-        DiskChain { layers: self.layers().map(|layer| layer.describe(folder)).collect() }
+        DiskChain { layers: self.layers.iter().map(|layer| layer.describe(folder)).collect() }
     }
 
     /// Position of a snapshot among its own, oldest first.
@@ -126,13 +140,19 @@ impl DiskManifest {
         self.snapshots.iter().position(|other| other.id == snapshot)
     }
 
-    /// Position of a layer among its own, topmost first.
-    pub(super) fn own_layer(&self, layer: &LayerId) -> Option<usize> {
-        self.own.iter().position(|other| other.id == *layer)
+    /// Position of a layer in the chain of the disk.
+    pub(super) fn position(&self, layer: &LayerId) -> Option<usize> {
+        self.layers.iter().position(|other| other.id == *layer)
     }
 }
 
 impl Manifest for BaseManifest {
+    type First = Self;
+
+    fn upgrade(first: Self) -> Result<Self, String> {
+        Ok(first)
+    }
+
     fn flaw(&self) -> Option<String> {
         None
     }
@@ -142,24 +162,75 @@ impl Manifest for BaseManifest {
     }
 }
 
+/// What is wrong with layers that must be a whole disk.
+fn flaw_of_chain(layers: &[Layer]) -> Option<&'static str> {
+    match layers.split_last() {
+        Some((base, overlays)) if base.base.is_some() => (overlays.is_empty()
+            || overlays.iter().any(|layer| layer.base.is_some()))
+        .then_some("has no layer of its own to write to"),
+        _ => Some("does not stand on a base"),
+    }
+}
+
 impl Manifest for DiskManifest {
+    type First = FirstDiskManifest;
+
+    fn upgrade(first: FirstDiskManifest) -> Result<Self, String> {
+        first.upgrade()
+    }
+
     fn flaw(&self) -> Option<String> {
         // Names become paths: nothing but what this storage gives out.
         if let Some(layer) = self.named_layers().find(|layer| LayerId::parse(layer.id.as_str()).is_none()) {
             return Some(format!("{:?} is no layer's name", layer.id.as_str()));
         }
-        if self.own.is_empty() || self.own.iter().any(|layer| layer.base.is_some()) {
-            return Some("it has no layer of its own to write to".to_owned());
+        if let Some(flaw) = flaw_of_chain(&self.layers) {
+            return Some(format!("it {flaw}"));
         }
-        if self.inherited.last().is_none_or(|layer| layer.base.is_none()) {
-            return Some("it does not stand on a base".to_owned());
-        }
-        let lost = self.snapshots.iter().find(|snapshot| self.own_layer(&snapshot.layer).is_none());
-        lost.map(|snapshot| format!("its snapshot {} has no layer", snapshot.id))
+        self.snapshots.iter().find_map(|snapshot| {
+            flaw_of_chain(&snapshot.layers).map(|flaw| format!("its snapshot {} {flaw}", snapshot.id))
+        })
     }
 
     fn name(&self) -> String {
         self.id.to_string()
+    }
+}
+
+/// Record of a disk in the first generation.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FirstDiskManifest {
+    id: DiskId,
+    bytes: u64,
+    origin: DiskOrigin,
+    /// Layers of its own, topmost first.
+    own: Vec<Layer>,
+    /// Layers that it began with, topmost first.
+    inherited: Vec<Layer>,
+    /// Each is one of its own layers with all beneath.
+    snapshots: Vec<FirstSnapshot>,
+    pending: Option<Pending>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FirstSnapshot {
+    id: SnapshotId,
+    layer: LayerId,
+}
+
+impl FirstDiskManifest {
+    fn upgrade(self) -> Result<DiskManifest, String> {
+        let Self { id, bytes, origin, own, inherited, snapshots, pending } = self;
+        let layers: Vec<Layer> = own.into_iter().chain(inherited).collect();
+        let snapshots = snapshots.into_iter().map(|snapshot| {
+            let at = layers.iter().position(|layer| layer.id == snapshot.layer);
+            let at = at.ok_or_else(|| format!("its snapshot {} has no layer", snapshot.id))?;
+            Ok(Snapshot { id: snapshot.id, layers: layers[at..].to_vec() })
+        });
+        let snapshots = snapshots.collect::<Result<_, String>>()?;
+        Ok(DiskManifest { id, bytes, origin, layers, snapshots, pending, shortening: None })
     }
 }
 
@@ -205,11 +276,21 @@ pub(super) fn decode<T: Manifest>(bytes: &[u8], path: &Path) -> Result<T, Storag
         .and_then(|(json, end)| (*end == *format!("\n{}\n", checksum(json)).as_bytes()).then_some(json))
         .ok_or_else(|| damaged("its checksum is wrong".to_owned()))?;
     let found: Version = serde_json::from_slice(json).map_err(|error| damaged(error.to_string()))?;
-    if found.version != VERSION {
-        return Err(damaged(format!("it is of version {}, this agentiso knows {VERSION}", found.version)));
-    }
-    let Versioned { record: manifest, .. }: Versioned<T> =
-        serde_json::from_slice(json).map_err(|error| damaged(error.to_string()))?;
+    let manifest: T = match found.version {
+        VERSION => {
+            let Versioned { record, .. } =
+                serde_json::from_slice(json).map_err(|error| damaged(error.to_string()))?;
+            record
+        }
+        FIRST_VERSION => {
+            let Versioned::<T::First> { record, .. } =
+                serde_json::from_slice(json).map_err(|error| damaged(error.to_string()))?;
+            T::upgrade(record).map_err(damaged)?
+        }
+        other => {
+            return Err(damaged(format!("it is of version {other}, this agentiso knows {VERSION}")));
+        }
+    };
     if path.file_stem().is_none_or(|stem| *stem != *manifest.name()) {
         return Err(damaged(format!("it is the record of {}", manifest.name())));
     }

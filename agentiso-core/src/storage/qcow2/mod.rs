@@ -17,9 +17,13 @@
 //! [`Storage::inventory`] and every removal sweep such files away. One damaged manifest makes its disk unusable until
 //! it is destroyed, and nothing else; but no layer is swept meanwhile, for the manifest could have named it.
 //!
-//! Forks share layers: a layer lives as long as any manifest names it. Deleting a snapshot therefore removes the
-//! point one can go back to; its data stays part of what is above it, and its space is counted for the next newer
-//! snapshot, or for the disk.
+//! Forks share layers: a layer lives as long as any manifest names it, for its disk or for a snapshot. Deleting a
+//! snapshot therefore removes the point one can go back to; what of its data is part of what is above it stays, and its
+//! space is counted for the next newer snapshot, or for the disk.
+//!
+//! A long chain is shortened by the disk's user (see [`ShortenPlan`]): it copies the layers in the middle up into the
+//! topmost. The manifest lists each snapshot's layers in full, so the disk's chain can then leave them out. Until it
+//! does, the longer chain is right too: it shows the same content.
 //!
 //! A snapshot that was begun by a process that died can always be committed: either layer below and above is right
 //! for a user that moved and for one that did not. Aborting is refused once the new layer was written to.
@@ -29,17 +33,19 @@ mod disks;
 mod files;
 mod format;
 mod manifest;
+mod shorten;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use std::{path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 
 use super::{
-    BaseInfo, DiskChain, DiskOrigin, DiskUsage, Inventory, Outcome, PendingSnapshot, SnapshotMethod, Storage,
-    StorageCapabilities, StorageError,
+    BaseInfo, DiskChain, DiskOrigin, DiskUsage, Inventory, Outcome, PendingSnapshot, ShortenPlan,
+    SnapshotMethod, Storage, StorageCapabilities, StorageError,
 };
 use crate::types::{BaseId, DiskId, SnapshotId};
 use files::Folder;
@@ -163,8 +169,17 @@ impl Storage for Qcow2Storage {
         self.on_folder(move |folder| disks::destroy(folder, disk)).await
     }
 
+    async fn shorten_plan(&self, disk: DiskId) -> Result<Option<ShortenPlan>, StorageError> {
+        self.on_folder(move |folder| shorten::plan(folder, disk)).await
+    }
+
+    async fn finish_shorten(&self, disk: DiskId, plan: &ShortenPlan) -> Result<(), StorageError> {
+        let plan = plan.clone();
+        self.on_folder(move |folder| shorten::finish(folder, disk, &plan)).await
+    }
+
     async fn usage(&self, disk: DiskId) -> Result<DiskUsage, StorageError> {
-        self.on_folder(move |folder| disks::usage(folder, disk)).await
+        self.on_folder(move |folder| usage::usage(folder, disk)).await
     }
 
     async fn inventory(&self) -> Result<Inventory, StorageError> {

@@ -85,7 +85,7 @@ pub(super) fn sweep(folder: &Folder, records: &Records) -> Result<(), StorageErr
     let stood_on: BTreeSet<BaseId> = records
         .disks
         .values()
-        .flat_map(|disk| disk.layers().filter_map(|layer| layer.base))
+        .flat_map(|disk| disk.named_layers().filter_map(|layer| layer.base))
         .chain(records.bases.iter().copied())
         .collect();
     for base in ids_in(&folder.bases, extension(LayerFormat::Raw), |text| text.parse::<BaseId>().ok())? {

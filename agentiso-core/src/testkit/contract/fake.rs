@@ -11,7 +11,9 @@ use crate::{
     channel::{ChannelDevice, ChannelRecord, ChannelSpec, GuestChannel},
     hypervisor::{Hypervisor, LaunchSpec, Machine, Start},
     network::{AttachSpec, Network, NetworkPolicy, NetworkRecord},
-    storage::{DiskChain, DiskLayer, DiskOrigin, LayerId, PendingSnapshot, SnapshotMethod, Storage},
+    storage::{
+        DiskChain, DiskLayer, DiskOrigin, LayerId, PendingSnapshot, ShortenPlan, SnapshotMethod, Storage,
+    },
     testkit::{FakeFile, FakeHost, FakeStorage},
     types::{BaseId, DiskId, HostPort, MemoryMib, SnapshotId, VcpuCount, WorkspaceId},
 };
@@ -139,6 +141,10 @@ impl StorageFixture for FakeStorageFixture {
     async fn write_marker(&self, chain: &DiskChain, marker: u8) {
         let file = FakeFile { content: vec![marker; 4096], mode: 0o644 };
         self.host.state().disks.write(&chain.layers[0].id, [(MARKER.to_owned(), file)].into());
+    }
+
+    async fn pull_up(&self, _: &DiskChain, plan: &ShortenPlan) {
+        self.host.state().disks.pull_up(plan);
     }
 
     async fn read_marker(&self, chain: &DiskChain) -> u8 {

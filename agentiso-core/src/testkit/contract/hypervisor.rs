@@ -6,8 +6,8 @@ use async_trait::async_trait;
 
 use super::{PATIENCE, eventually, names_in, through_text};
 use crate::{
-    hypervisor::{Hypervisor, HypervisorError, LaunchSpec, Machine, MachineLog, MachineStatus},
-    storage::{DiskLayer, LayerId},
+    hypervisor::{Hypervisor, HypervisorError, LaunchSpec, Machine, MachineLog, MachineStatus, StreamStatus},
+    storage::{DiskLayer, LayerId, ShortenPlan},
 };
 
 /// What the hypervisor at hand supplies. Dropping it removes what the check left.
@@ -47,6 +47,9 @@ macro_rules! hypervisor_contract {
                 pivot_moves_to_the_new_layer,
                 pivot_works_while_paused,
                 pivot_to_a_missing_layer_changes_nothing,
+                stream_leaves_the_layers_of_the_plan,
+                cancelled_stream_lets_the_disk_pivot,
+                stream_of_another_chain_changes_nothing,
                 wait_exit_is_false_while_it_runs,
                 crash_is_noticed,
                 operations_on_an_exited_machine_say_gone,
@@ -245,6 +248,85 @@ pub async fn pivot_to_a_missing_layer_changes_nothing(fixture: &dyn HypervisorFi
     hypervisor.kill(&machine).await.unwrap();
 }
 
+/// A running machine that has pivoted a few times, and the plan to leave it its topmost and its lowest layer.
+async fn machine_with_layers(fixture: &dyn HypervisorFixture) -> (Machine, ShortenPlan) {
+    let hypervisor = fixture.open().await;
+    let spec = fixture.spec().await;
+    let mut layers = spec.disk.layers.clone();
+    let machine = hypervisor.launch(spec).await.unwrap();
+    for _ in 0..3 {
+        let layer = fixture.empty_layer(&machine).await;
+        hypervisor.pivot_disk(&machine, &layer).await.unwrap();
+        layers.insert(0, layer);
+    }
+    let top = layers.remove(0);
+    let base = layers.pop().unwrap().id;
+    let dropped = layers.into_iter().map(|layer| layer.id).collect();
+    (machine, ShortenPlan { top, dropped, base, beneath: 1 })
+}
+
+async fn is_streamed(fixture: &dyn HypervisorFixture, machine: &Machine, plan: &ShortenPlan) -> bool {
+    fixture.open().await.stream_disk(machine, plan).await.unwrap() == StreamStatus::Done
+}
+
+/// "Starts the copying, or says how far it is", to any process, and "Done, each time from then on". The machine runs
+/// on and pivots as before.
+pub async fn stream_leaves_the_layers_of_the_plan(fixture: &dyn HypervisorFixture) {
+    let hypervisor = fixture.open().await;
+    let (machine, plan) = machine_with_layers(fixture).await;
+
+    let first = hypervisor.stream_disk(&machine, &plan).await.unwrap();
+    eventually("all is copied", async || is_streamed(fixture, &machine, &plan).await).await;
+
+    assert!(matches!(first, StreamStatus::Running { .. }), "{first:?}");
+    assert!(is_streamed(fixture, &machine, &plan).await);
+    assert_eq!(hypervisor.cancel_stream(&machine, &plan).await.unwrap(), StreamStatus::Done);
+    assert_eq!(hypervisor.active_layer(&machine).await.unwrap(), plan.top.id);
+    assert_eq!(status(&*hypervisor, &machine).await, MachineStatus::Running);
+    let layer = fixture.empty_layer(&machine).await;
+    hypervisor.pivot_disk(&machine, &layer).await.unwrap();
+    assert_eq!(hypervisor.active_layer(&machine).await.unwrap(), layer.id);
+    hypervisor.kill(&machine).await.unwrap();
+}
+
+/// "It can pivot then." Nothing under way: "Idle". The copying can begin again.
+pub async fn cancelled_stream_lets_the_disk_pivot(fixture: &dyn HypervisorFixture) {
+    let hypervisor = fixture.open().await;
+    let (machine, mut plan) = machine_with_layers(fixture).await;
+
+    let nothing = hypervisor.cancel_stream(&machine, &plan).await.unwrap();
+    hypervisor.stream_disk(&machine, &plan).await.unwrap();
+    let cancelled = fixture.open().await.cancel_stream(&machine, &plan).await.unwrap();
+    let layer = fixture.empty_layer(&machine).await;
+    hypervisor.pivot_disk(&machine, &layer).await.unwrap();
+
+    assert_eq!(nothing, StreamStatus::Idle);
+    // It may have come to its end before it was given up.
+    match cancelled {
+        StreamStatus::Idle => plan.dropped.insert(0, plan.top.id),
+        _ => plan.dropped = vec![plan.top.id],
+    }
+    plan.top = layer;
+    assert_eq!(hypervisor.active_layer(&machine).await.unwrap(), plan.top.id);
+    eventually("all is copied", async || is_streamed(fixture, &machine, &plan).await).await;
+    hypervisor.kill(&machine).await.unwrap();
+}
+
+/// "Fails if the machine's topmost layer is another."
+pub async fn stream_of_another_chain_changes_nothing(fixture: &dyn HypervisorFixture) {
+    let hypervisor = fixture.open().await;
+    let (machine, plan) = machine_with_layers(fixture).await;
+    let other = ShortenPlan { top: fixture.empty_layer(&machine).await, ..plan.clone() };
+
+    assert!(hypervisor.stream_disk(&machine, &other).await.is_err());
+
+    assert_eq!(hypervisor.cancel_stream(&machine, &other).await.unwrap(), StreamStatus::Idle);
+    assert_eq!(hypervisor.active_layer(&machine).await.unwrap(), plan.top.id);
+    assert_eq!(status(&*hypervisor, &machine).await, MachineStatus::Running);
+    eventually("all is copied", async || is_streamed(fixture, &machine, &plan).await).await;
+    hypervisor.kill(&machine).await.unwrap();
+}
+
 /// "`false` if the time was over first": not before, and not much later.
 pub async fn wait_exit_is_false_while_it_runs(fixture: &dyn HypervisorFixture) {
     let hypervisor = fixture.open().await;
@@ -283,6 +365,7 @@ pub async fn operations_on_an_exited_machine_say_gone(fixture: &dyn HypervisorFi
     let hypervisor = fixture.open().await;
     let machine = hypervisor.launch(fixture.spec().await).await.unwrap();
     let layer = fixture.empty_layer(&machine).await;
+    let plan = ShortenPlan { top: layer.clone(), dropped: Vec::new(), base: layer.id.clone(), beneath: 1 };
     fixture.crash(&machine).await;
     assert!(hypervisor.wait_exit(&machine, PATIENCE).await.unwrap());
 
@@ -291,6 +374,8 @@ pub async fn operations_on_an_exited_machine_say_gone(fixture: &dyn HypervisorFi
         ("resume", hypervisor.resume(&machine).await),
         ("active_layer", hypervisor.active_layer(&machine).await.map(drop)),
         ("pivot_disk", hypervisor.pivot_disk(&machine, &layer).await),
+        ("stream_disk", hypervisor.stream_disk(&machine, &plan).await.map(drop)),
+        ("cancel_stream", hypervisor.cancel_stream(&machine, &plan).await.map(drop)),
         ("power_button", hypervisor.power_button(&machine).await),
     ];
 

@@ -7,6 +7,7 @@ mod memory;
 mod model;
 mod network;
 mod recovery;
+mod shorten;
 mod snapshots;
 
 use std::{sync::Arc, time::Duration};

@@ -29,6 +29,10 @@ const PARTIAL: &str = ".partial";
 /// state could notice.
 pub(in super::super) const LAYOUT: u32 = 1;
 
+/// Nobody writes to a base again. Machines that run under user ids of their own open it through
+/// [`open_for`](crate::process::open_for).
+const BASE_MODE: u32 = 0o400;
+
 /// Written bytes above which an image gets a base of its own even if a single machine is started from it: copying
 /// that much into a machine takes longer than the rest of its start.
 const MOST_DIFFERENCE: u64 = 128 * 1024 * 1024;
@@ -283,7 +287,7 @@ impl Draft {
         } else {
             let old = (old_bytes > 0).then_some(&old);
             base::write(&file, old, shape.memory.bytes(), content.runs, content.bytes).map_err(failed)?;
-            file.set_permissions(PermissionsExt::from_mode(base_mode())).map_err(failed)?;
+            file.set_permissions(PermissionsExt::from_mode(BASE_MODE)).map_err(failed)?;
         }
         if durable {
             file.sync_all().map_err(failed)?;
@@ -308,12 +312,6 @@ fn prefers_difference(base: u64, written: u64, restores: u32) -> bool {
     base > 0
         && written <= MOST_DIFFERENCE
         && written.saturating_mul(u64::from(restores)) <= base.saturating_add(written)
-}
-
-/// Nobody writes to a base again. Machines that run under user ids of their own open it by descriptor, and the kernel
-/// asks the file once more: the folder above is what keeps others out.
-fn base_mode() -> u32 {
-    if rustix::process::geteuid().is_root() { 0o444 } else { 0o400 }
 }
 
 fn create(path: &Path, mode: u32) -> Result<File, HypervisorError> {

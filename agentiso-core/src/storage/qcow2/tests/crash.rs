@@ -10,12 +10,14 @@ use super::{
     super::{
         Qcow2Config, bases, disks,
         files::Folder,
+        shorten,
         sweep::{self, Records},
+        usage,
     },
     fixture::files_in,
 };
 use crate::{
-    storage::{DiskOrigin, Outcome, StorageError},
+    storage::{DiskOrigin, MAX_CHAIN_DEPTH, Outcome, StorageError},
     types::{BaseId, DiskId, SnapshotId},
 };
 
@@ -59,8 +61,9 @@ struct View {
 struct DiskView {
     id: DiskId,
     layers: usize,
-    snapshots: Vec<SnapshotId>,
+    snapshots: Vec<(SnapshotId, usize)>,
     pending: Option<SnapshotId>,
+    shortening: bool,
 }
 
 fn view(folder: &Folder) -> View {
@@ -75,12 +78,13 @@ fn view(folder: &Folder) -> View {
     let disks = records.disks.values().map(|disk| {
         // Every layer that is named is there, the one of a pending snapshot included.
         disks::chain(folder, disk.id).unwrap();
-        disks::usage(folder, disk.id).unwrap();
+        usage::usage(folder, disk.id).unwrap();
         DiskView {
             id: disk.id,
-            layers: disk.layers().count(),
-            snapshots: disk.snapshots.iter().map(|snapshot| snapshot.id).collect(),
+            layers: disk.layers.len(),
+            snapshots: disk.snapshots.iter().map(|found| (found.id, found.layers.len())).collect(),
             pending: disk.pending.as_ref().map(|pending| pending.snapshot),
+            shortening: disk.shortening.is_some(),
         }
     });
     View { bases: bases.collect(), disks: disks.collect() }
@@ -115,6 +119,8 @@ struct Ids {
     pending: SnapshotId,
     new_base: BaseId,
     new_disk: DiskId,
+    long: DiskId,
+    long_snapshots: [SnapshotId; MAX_CHAIN_DEPTH - 1],
 }
 
 /// A disk with two snapshots, a fork of the newer one with a third under way, a base and half a base.
@@ -131,6 +137,25 @@ fn prepare(path: &Path, ids: &Ids) {
     let origin = DiskOrigin::Snapshot { disk: ids.disk, snapshot: ids.snapshots[1] };
     disks::create(&folder, ids.fork, origin, BYTES).unwrap();
     disks::begin_snapshot(&folder, ids.fork, ids.pending).unwrap();
+}
+
+/// A disk with more layers than it may have. The snapshot that stays has some of those to be dropped.
+fn prepare_long(path: &Path, ids: &Ids) {
+    let folder = open(path);
+    disks::create(&folder, ids.long, DiskOrigin::Base(ids.base), BYTES).unwrap();
+    for snapshot in ids.long_snapshots {
+        disks::begin_snapshot(&folder, ids.long, snapshot).unwrap();
+        disks::finish_snapshot(&folder, ids.long, snapshot, Outcome::Commit).unwrap();
+    }
+    for (_, snapshot) in ids.long_snapshots.iter().enumerate().filter(|(at, _)| *at != 2) {
+        disks::delete_snapshot(&folder, ids.long, *snapshot).unwrap();
+    }
+}
+
+/// The same, its user pulling layers together.
+fn prepare_shortening(path: &Path, ids: &Ids) {
+    prepare_long(path, ids);
+    shorten::plan(&open(path), ids.long).unwrap().unwrap();
 }
 
 type Operation = fn(&Folder, &Ids) -> Result<(), StorageError>;
@@ -156,9 +181,33 @@ const OPERATIONS: &[(&str, Operation)] = &[
     ("destroy_fork", |folder, ids| disks::destroy(folder, ids.fork)),
 ];
 
+/// The same for a disk with a long chain.
+const ON_LONG: &[(&str, Operation)] =
+    &[("shorten_plan", |folder, ids| shorten::plan(folder, ids.long).map(|plan| drop(plan.unwrap())))];
+
+/// The same while it is being shortened.
+const ON_SHORTENING: &[(&str, Operation)] = &[("finish_shorten", |folder, ids| {
+    let plan = shorten::plan(folder, ids.long)?.unwrap();
+    shorten::finish(folder, ids.long, &plan)
+})];
+
 #[test]
 fn killed_at_any_step_leaves_before_or_after() {
-    for (name, operation) in OPERATIONS {
+    kill_at_any_step(OPERATIONS, |_, _| {});
+}
+
+#[test]
+fn shortening_killed_at_any_step_leaves_before_or_after() {
+    kill_at_any_step(ON_LONG, prepare_long);
+    kill_at_any_step(ON_SHORTENING, prepare_shortening);
+}
+
+fn kill_at_any_step(operations: &[(&str, Operation)], prepare_more: fn(&Path, &Ids)) {
+    let prepare = |path: &Path, ids: &Ids| {
+        prepare(path, ids);
+        prepare_more(path, ids);
+    };
+    for (name, operation) in operations {
         let ids = Ids {
             base: BaseId::random(),
             unsealed: BaseId::random(),
@@ -168,6 +217,8 @@ fn killed_at_any_step_leaves_before_or_after() {
             pending: SnapshotId::random(),
             new_base: BaseId::random(),
             new_disk: DiskId::random(),
+            long: DiskId::random(),
+            long_snapshots: std::array::from_fn(|_| SnapshotId::random()),
         };
         let whole = tempfile::tempdir().unwrap();
         prepare(whole.path(), &ids);

@@ -50,6 +50,13 @@ fn is_damaged<T: std::fmt::Debug>(result: Result<T, StorageError>) -> bool {
     matches!(result, Err(StorageError::Damaged { .. }))
 }
 
+/// A manifest's file with this object in it.
+fn with_checksum(json: &str) -> String {
+    use sha2::Digest;
+    let sum: String = sha2::Sha256::digest(json).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{json}\n{sum}\n")
+}
+
 fn flip_a_digit(path: &Path) {
     let mut bytes = fs::read(path).unwrap();
     let at = bytes.windows(4).position(|window| window == b"\"id\"").unwrap() + 10;
@@ -142,19 +149,66 @@ async fn manifest_of_a_newer_agentiso_is_not_touched() {
     let store = Store::new().await;
     let path = store.manifest(store.fork);
     let text = fs::read_to_string(&path).unwrap();
-    let json = text.lines().next().unwrap().replacen("\"version\":1", "\"version\":2", 1);
-    let sum: String = {
-        use sha2::Digest;
-        sha2::Sha256::digest(&json).iter().map(|byte| format!("{byte:02x}")).collect()
-    };
-    let newer = format!("{json}\n{sum}\n");
+    let json = text.lines().next().unwrap().replacen("\"version\":2", "\"version\":3", 1);
+    let newer = with_checksum(&json);
     fs::write(&path, &newer).unwrap();
 
     let error = store.storage.begin_snapshot(store.fork, SnapshotId::random()).await.unwrap_err();
     store.storage.inventory().await.unwrap();
 
-    assert!(error.to_string().contains("version 2"), "{error}");
+    assert!(error.to_string().contains("version 3"), "{error}");
     assert_eq!(fs::read_to_string(&path).unwrap(), newer);
+}
+
+#[tokio::test]
+async fn manifest_of_the_first_generation_is_taken_over() {
+    let store = Store::new().await;
+    let path = store.manifest(store.disk);
+    let chain = store.storage.open_disk(store.disk).await.unwrap();
+    let usage = store.storage.usage(store.disk).await.unwrap();
+    let [top, frozen, base] = [0, 1, 2].map(|at| chain.layers[at].id.to_string());
+    let first = serde_json::json!({ "version": 1, "record": {
+        "id": store.disk, "bytes": BYTES, "origin": { "base": store.base },
+        "own": [
+            { "id": top, "bytes": BYTES, "base": null },
+            { "id": frozen, "bytes": BYTES, "base": null },
+        ],
+        "inherited": [{ "id": base, "bytes": BYTES, "base": store.base }],
+        "snapshots": [{ "id": store.snapshot, "layer": frozen }],
+        "pending": null,
+    }});
+    fs::write(&path, with_checksum(&first.to_string())).unwrap();
+
+    assert_eq!(store.storage.open_disk(store.disk).await.unwrap(), chain);
+    assert_eq!(store.storage.usage(store.disk).await.unwrap(), usage);
+    store.storage.rollback(store.disk, store.snapshot).await.unwrap();
+    assert_eq!(store.storage.open_disk(store.disk).await.unwrap().layers[1..], chain.layers[1..]);
+    assert!(fs::read_to_string(&path).unwrap().contains("\"version\":2"));
+}
+
+#[tokio::test]
+async fn manifest_of_the_first_generation_that_makes_no_sense_is_damaged() {
+    let store = Store::new().await;
+    let layer = store.storage.open_disk(store.disk).await.unwrap().layers[0].id.to_string();
+    let overlay = serde_json::json!({ "id": layer, "bytes": BYTES, "base": null });
+    let base = serde_json::json!({ "id": layer, "bytes": BYTES, "base": store.base });
+    let no_layers: &[&serde_json::Value] = &[];
+    let known = serde_json::json!([]);
+    let lost = serde_json::json!([{ "id": store.snapshot, "layer": "0123456789abcdef01234567" }]);
+
+    for (own, inherited, snapshots) in [
+        (no_layers, [&base], &known),
+        (&[&overlay], [&overlay], &known),
+        (&[&base], [&base], &known),
+        (&[&overlay], [&base], &lost),
+    ] {
+        let first = serde_json::json!({ "version": 1, "record": {
+            "id": store.disk, "bytes": BYTES, "origin": { "base": store.base }, "own": own,
+            "inherited": inherited, "snapshots": snapshots, "pending": null,
+        }});
+        fs::write(store.manifest(store.disk), with_checksum(&first.to_string())).unwrap();
+        assert!(is_damaged(store.storage.open_disk(store.disk).await), "{first}");
+    }
 }
 
 #[tokio::test]

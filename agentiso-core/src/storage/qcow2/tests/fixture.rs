@@ -1,8 +1,9 @@
 //! Storages in temporary folders, with contents written and read by QEMU's own tools.
 
 use std::{
+    io::{BufRead, BufReader, Write},
     path::Path,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 use async_trait::async_trait;
@@ -10,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::{
     storage::{
-        DiskChain, LayerFormat, Storage,
+        DiskChain, LayerFormat, ShortenPlan, Storage,
         qcow2::{Qcow2Config, Qcow2Storage},
     },
     testkit::contract::storage::StorageFixture,
@@ -95,6 +96,46 @@ pub(super) fn read_marker(chain: &DiskChain) -> u8 {
     u8::from_str_radix(byte, 16).unwrap()
 }
 
+/// Copies up what a plan drops, as a machine does: with QEMU's own job, in a process that has the layers open.
+pub(super) fn pull_up(chain: &DiskChain, plan: &ShortenPlan) {
+    let mut nodes = Vec::new();
+    let mut beneath = serde_json::Value::Null;
+    for (at, layer) in chain.layers.iter().enumerate().rev() {
+        let name = format!("l{}", layer.id);
+        let mut node = node(&DiskChain { layers: vec![layer.clone()] });
+        node["node-name"] = name.clone().into();
+        node["read-only"] = (at != 0).into();
+        if layer.format == LayerFormat::Qcow2 {
+            node["backing"] = beneath;
+        }
+        beneath = name.into();
+        nodes.push(serde_json::json!({ "execute": "blockdev-add", "arguments": node }));
+    }
+    let job = serde_json::json!({ "execute": "block-stream", "arguments": {
+        "job-id": "j", "device": format!("l{}", plan.top.id), "base-node": format!("l{}", plan.base),
+        "backing-file": "", "auto-dismiss": false,
+    }});
+    let mut daemon = Command::new("qemu-storage-daemon")
+        .args(["--chardev", "stdio,id=qmp", "--monitor", "qmp"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut commands = daemon.stdin.take().unwrap();
+    let mut replies = BufReader::new(daemon.stdout.take().unwrap()).lines();
+    let hello = serde_json::json!({ "execute": "qmp_capabilities" });
+    for command in std::iter::once(hello).chain(nodes).chain([job]) {
+        writeln!(commands, "{command}").unwrap();
+    }
+    let is_over = |line: &str| line.contains("concluded") || line.contains("\"error\"");
+    let last = replies.find_map(|line| line.ok().filter(|line| is_over(line))).unwrap();
+    assert!(!last.contains("\"error\""), "{last}");
+    writeln!(commands, "{}", serde_json::json!({ "execute": "quit" })).unwrap();
+    // Until it has closed its files.
+    replies.for_each(drop);
+    assert!(daemon.wait().unwrap().success());
+}
+
 #[async_trait]
 impl StorageFixture for QemuFixture {
     async fn open(&self) -> Box<dyn Storage> {
@@ -108,6 +149,11 @@ impl StorageFixture for QemuFixture {
     async fn write_marker(&self, chain: &DiskChain, marker: u8) {
         let chain = chain.clone();
         tokio::task::spawn_blocking(move || write_marker(&chain, marker)).await.unwrap();
+    }
+
+    async fn pull_up(&self, chain: &DiskChain, plan: &ShortenPlan) {
+        let (chain, plan) = (chain.clone(), plan.clone());
+        tokio::task::spawn_blocking(move || pull_up(&chain, &plan)).await.unwrap();
     }
 
     async fn read_marker(&self, chain: &DiskChain) -> u8 {

@@ -1,12 +1,18 @@
 //! Random operations, compared with a model that copies contents.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::unix::fs::MetadataExt,
+    path::PathBuf,
+};
 
 use proptest::prelude::*;
 
-use super::fixture::{QemuFixture, read_marker, write_marker};
+use super::fixture::{QemuFixture, pull_up, read_marker, write_marker};
 use crate::{
-    storage::{DiskOrigin, Outcome, PendingSnapshot, Storage, StorageError, qcow2::Qcow2Storage},
+    storage::{
+        DiskOrigin, MAX_CHAIN_DEPTH, Outcome, PendingSnapshot, Storage, StorageError, qcow2::Qcow2Storage,
+    },
     types::{BaseId, DiskId, SnapshotId},
 };
 
@@ -24,6 +30,10 @@ enum Operation {
     AbortedSnapshot(usize),
     Rollback(usize, usize),
     DeleteSnapshot(usize, usize),
+    /// So many snapshots at once, which are then deleted but for every third.
+    Age(usize, usize),
+    /// A user that follows the plan to the end, or is killed before the end is noted.
+    Shorten(usize, bool),
     Destroy(usize),
     Reopen,
 }
@@ -40,6 +50,8 @@ fn operation() -> impl Strategy<Value = Operation> {
         1 => pick.clone().prop_map(Operation::AbortedSnapshot),
         2 => (pick.clone(), pick.clone()).prop_map(|(disk, at)| Operation::Rollback(disk, at)),
         2 => (pick.clone(), pick.clone()).prop_map(|(disk, at)| Operation::DeleteSnapshot(disk, at)),
+        2 => (pick.clone(), 1..9_usize).prop_map(|(disk, count)| Operation::Age(disk, count)),
+        3 => (pick.clone(), any::<bool>()).prop_map(|(disk, ends)| Operation::Shorten(disk, ends)),
         1 => pick.prop_map(Operation::Destroy),
         1 => Just(Operation::Reopen),
     ]
@@ -168,6 +180,31 @@ impl Run {
                     Err(error) => panic!("{error}"),
                 }
             }
+            Operation::Age(disk, count) => {
+                let disk = model.pick(disk)?;
+                for number in 0..count {
+                    let snapshot = SnapshotId::random();
+                    storage.begin_snapshot(disk, snapshot).await.unwrap();
+                    storage.finish_snapshot(disk, snapshot, Outcome::Commit).await.unwrap();
+                    if number % 3 == 0 {
+                        let disk = model.disk(disk);
+                        disk.snapshots.push((snapshot, disk.mark));
+                    } else {
+                        storage.delete_snapshot(disk, snapshot).await.unwrap();
+                    }
+                }
+            }
+            Operation::Shorten(disk, ends) => {
+                let disk = model.pick(disk)?;
+                let plan = storage.shorten_plan(disk).await.unwrap()?;
+                let chain = storage.open_disk(disk).await.unwrap();
+                pull_up(&chain, &plan);
+                if ends {
+                    storage.finish_shorten(disk, &plan).await.unwrap();
+                    let left = storage.open_disk(disk).await.unwrap().layers.len();
+                    assert!(left < MAX_CHAIN_DEPTH, "{left}");
+                }
+            }
             Operation::Destroy(disk) => {
                 let disk = model.pick(disk)?;
                 storage.destroy_disk(disk).await.unwrap();
@@ -182,7 +219,8 @@ impl Run {
         let inventory = self.storage.inventory().await.unwrap();
         assert_eq!(inventory.disks, self.model.disks.keys().copied().collect::<Vec<_>>());
         assert_eq!(inventory.pending, []);
-        let mut layers = Vec::new();
+        let mut layers = BTreeMap::new();
+        let mut counted = 0;
         for (id, expected) in &self.model.disks {
             let chain = self.storage.open_disk(*id).await.unwrap();
             assert_eq!(read_marker(&chain), expected.mark, "disk {id}");
@@ -190,12 +228,39 @@ impl Run {
             let snapshots: Vec<_> = usage.snapshots.iter().map(|(id, _)| *id).collect();
             let expected: Vec<_> = expected.snapshots.iter().map(|(id, _)| *id).collect();
             assert_eq!(snapshots, expected);
-            layers.extend(chain.layers.iter().map(|layer| format!("{}.qcow2", layer.id)));
+            counted += usage.unique_bytes;
+            assert!(usage.snapshots.iter().map(|(_, bytes)| bytes).sum::<u64>() <= usage.unique_bytes);
+            // A layer belongs to whoever would show another content without it: disks, and what forks of snapshots are.
+            let mut users = vec![chain];
+            for (snapshot, mark) in &self.model.disks[id].snapshots {
+                let fork = DiskId::random();
+                let origin = DiskOrigin::Snapshot { disk: *id, snapshot: *snapshot };
+                self.storage.create_disk(fork, origin, BYTES).await.unwrap();
+                let mut chain = self.storage.open_disk(fork).await.unwrap();
+                assert_eq!(read_marker(&chain), *mark, "snapshot {snapshot} of disk {id}");
+                self.storage.destroy_disk(fork).await.unwrap();
+                chain.layers.remove(0);
+                users.push(chain);
+            }
+            for layer in users.into_iter().flat_map(|chain| chain.layers) {
+                layers.entry(layer.path).or_insert_with(BTreeSet::new).insert(*id);
+            }
         }
-        layers.retain(|name| self.fixture.files_in("layers").contains(name));
-        layers.sort();
-        layers.dedup();
-        assert_eq!(self.fixture.files_in("layers"), layers, "layers that no disk has");
+        let overlays: Vec<_> = layers
+            .keys()
+            .filter(|path| path.extension().is_some_and(|ending| ending == "qcow2"))
+            .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
+            .collect();
+        assert_eq!(self.fixture.files_in("layers"), overlays, "layers that no disk has");
+        // "The unique bytes of all disks and the shared layers, each counted once, are what the files take up."
+        let space = |path: &PathBuf| std::fs::metadata(path).unwrap().blocks() * 512;
+        let is_base = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "raw");
+        let shared: u64 = layers
+            .iter()
+            .filter(|(path, users)| users.len() > 1 || is_base(path))
+            .map(|(path, _)| space(path))
+            .sum();
+        assert_eq!(counted + shared, layers.keys().map(space).sum::<u64>());
     }
 }
 

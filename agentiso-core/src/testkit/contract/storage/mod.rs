@@ -1,15 +1,17 @@
 //! The contract of [`Storage`].
 
+mod chains;
 mod disks;
 mod snapshots;
 
+pub use chains::*;
 pub use disks::*;
 pub use snapshots::*;
 
 use async_trait::async_trait;
 
 use crate::{
-    storage::{DiskChain, DiskOrigin, Inventory, Outcome, Storage, StorageError},
+    storage::{DiskChain, DiskOrigin, Inventory, Outcome, ShortenPlan, Storage, StorageError},
     types::{BaseId, DiskId, SnapshotId},
 };
 
@@ -30,6 +32,9 @@ pub trait StorageFixture: Send + Sync {
 
     /// Reads the mark as a machine that has opened these layers would; 0 if none was written.
     async fn read_marker(&self, chain: &DiskChain) -> u8;
+
+    /// Follows a plan as a machine that has opened these layers would: copies up what is to be dropped.
+    async fn pull_up(&self, chain: &DiskChain, plan: &ShortenPlan);
 }
 
 /// The contract of [`Storage`] as tests; see the module `testkit::contract`.
@@ -73,6 +78,14 @@ macro_rules! storage_contract {
                 destroyed_disk_with_a_pending_snapshot_leaves_nothing,
                 usage_tells_shared_from_unique,
                 usage_lists_snapshots_oldest_first,
+                usage_counts_each_layer_once,
+                short_chain_has_no_plan,
+                long_chain_gets_short_and_shows_the_same,
+                plan_stays_until_the_disk_gets_another_layer,
+                plan_waits_for_a_snapshot_that_is_begun,
+                snapshots_and_forks_keep_the_layers_that_their_disk_left,
+                layers_that_nobody_uses_any_more_are_given_up,
+                finish_of_another_plan_changes_nothing,
                 inventory_lists_everything,
             ]
         );
