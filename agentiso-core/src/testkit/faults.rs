@@ -63,6 +63,8 @@ pub const METHODS: &[&str] = &[
     "agent.file_edit",
     "agent.file_list",
     "agent.file_stat",
+    "agent.walk",
+    "agent.hash",
     "agent.archive_read",
     "agent.archive_write",
     "agent.env_set",
