@@ -21,6 +21,7 @@ pub const METHODS: &[&str] = &[
     "hypervisor.power_button",
     "hypervisor.wait_exit",
     "hypervisor.kill",
+    "hypervisor.memory_usage",
     "hypervisor.log_tail",
     "hypervisor.processes",
     "hypervisor.kill_process",

@@ -12,7 +12,7 @@ use super::{
     storage::FakeDisks,
 };
 use crate::{
-    hypervisor::Machine,
+    hypervisor::{Machine, MemoryUsage},
     network::NetworkPolicy,
     storage::DiskLayer,
     types::{GuestPort, HostPort, ProcessRef, WorkspaceId},
@@ -38,6 +38,7 @@ pub(super) struct HostState {
     pub(super) cards: BTreeMap<u32, FakeCard>,
     pub(super) taken_ports: BTreeSet<HostPort>,
     pub(super) channels: BTreeMap<WorkspaceId, FakeLanes>,
+    pub(super) memory: BTreeMap<WorkspaceId, MemoryUsage>,
     pub(super) boot_time: Duration,
     next_pid: u32,
 }
@@ -114,6 +115,11 @@ impl FakeHost {
     /// How long guests launched from now on take before their agent answers. Nothing at first.
     pub fn set_boot_time(&self, time: Duration) {
         self.state().boot_time = time;
+    }
+
+    /// How much memory a workspace's machines take up from now on. A little of each kind at first.
+    pub fn set_memory_usage(&self, id: WorkspaceId, usage: MemoryUsage) {
+        self.state().memory.insert(id, usage);
     }
 
     /// Whether the host's disk is full from now on.

@@ -1,6 +1,7 @@
 //! The engine: workspaces and what can be done with them.
 
 mod create;
+mod diff;
 mod engine;
 mod fork;
 mod handle;
@@ -9,10 +10,13 @@ mod info;
 mod lifecycle;
 mod lock;
 mod machine;
+mod promote;
 mod reconcile;
 mod snapshot;
 mod spec;
+mod tree;
 
+pub use diff::{Aspect, Change, DiffSide, DiffSpec, DiffStream, Difference, FileState};
 pub use handle::Workspace;
 pub use host::Host;
 pub use info::{
@@ -20,7 +24,10 @@ pub use info::{
     RestoreReport, SnapshotInfo, WorkspaceInfo, WorkspaceState, WorkspaceSummary,
 };
 pub use lifecycle::PolicyChange;
+pub(crate) use promote::old_names;
+pub use promote::{PromoteReport, PromoteSpec};
 pub use spec::{ForkSpec, MAX_FORKS, MAX_SNAPSHOTS, SnapshotSpec, WorkspaceSpec};
+pub use tree::TreeNode;
 
 #[cfg(test)]
 mod tests;

@@ -64,6 +64,10 @@ impl Engine {
             return Ok(());
         }
         self.settle_machine(&mut record, processes).await?;
+        if let Err(error) = self.settle_forwards(&record).await {
+            // A network process that has died, or a port that another program has taken: nothing else depends on it.
+            tracing::debug!(workspace = %record.name, error = %error.report(), "a forward is not in force");
+        }
         self.settle_snapshots(&record).await
     }
 

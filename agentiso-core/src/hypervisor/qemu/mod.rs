@@ -4,6 +4,7 @@
 //! * `command_line`: a machine as QEMU's arguments. `launch`: from a spec to a running process. `verify`: that the
 //!   process is confined as asked.
 //! * `qmp`: QEMU's protocol. `monitor`: conversations in it.
+//! * `usage`: how much memory a machine takes up.
 //! * `files`: folders, sockets and small files.
 //!
 //! A machine is one QEMU process and one `agentiso-shim console` process that writes its logs. Neither is tied to the
@@ -21,6 +22,7 @@ mod monitor;
 mod qmp;
 mod sys;
 mod tsc;
+mod usage;
 mod verify;
 
 use std::{
@@ -38,7 +40,7 @@ use self::{
 };
 use super::{
     Accelerator, Hypervisor, HypervisorCapabilities, HypervisorError, LaunchSpec, Machine, MachineLog,
-    MachineStatus,
+    MachineStatus, MemoryUsage,
 };
 use crate::{
     process,
@@ -233,6 +235,12 @@ impl Hypervisor for Qemu {
             }
             Err(error) => Err(error),
         }
+    }
+
+    async fn memory_usage(&self, machine: &Machine) -> Result<MemoryUsage, HypervisorError> {
+        let of = machine.clone();
+        let look = tokio::task::spawn_blocking(move || usage::memory_usage(&of));
+        look.await.map_err(|e| files::io_error("look at", &machine.run_dir, e.into()))?
     }
 
     /// As printed: text from a guest wants [`printable`](super::printable) before people see it.

@@ -1,12 +1,15 @@
 //! The engine on fakes.
 
+mod diff;
 mod faults;
 mod forks;
 mod lifecycle;
 mod model;
 mod network;
+mod promote;
 mod recovery;
 mod snapshots;
+mod tree;
 
 use std::{sync::Arc, time::Duration};
 

@@ -8,13 +8,13 @@ use crate::{Host, WorkspaceSpec, WorkspaceState};
 
 /// Drops a host and what it was doing, as the kernel does with a killed process: nothing of it runs on, and locks are
 /// free.
-struct Victim {
+pub(super) struct Victim {
     runtime: Option<tokio::runtime::Runtime>,
 }
 
 impl Victim {
     /// Starts a process that opens the scene and does something that never ends.
-    async fn stuck_in<F>(scene: &Scene, work: impl FnOnce(Host) -> F + Send + 'static) -> Self
+    pub(super) async fn stuck_in<F>(scene: &Scene, work: impl FnOnce(Host) -> F + Send + 'static) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -25,13 +25,13 @@ impl Victim {
         Self { runtime: Some(runtime) }
     }
 
-    fn kill(mut self) {
+    pub(super) fn kill(mut self) {
         self.runtime.take().unwrap().shutdown_background();
     }
 }
 
 /// Waits until a fault's method has been called so often.
-async fn called(scene: &Scene, method: &'static str, times: usize) {
+pub(super) async fn called(scene: &Scene, method: &'static str, times: usize) {
     eventually(method, async || scene.fakes.faults().count(method) >= times).await;
 }
 
