@@ -55,6 +55,9 @@ impl Store {
             transaction
                 .execute("UPDATE forwards SET workspace = ?1 WHERE workspace = ?2", (&child, &parent))
                 .map_err(self.failed("update"))?;
+            transaction
+                .execute("INSERT OR REPLACE INTO meta VALUES (?1, '')", [due_key(promotion.child)])
+                .map_err(self.failed("update"))?;
             for id in &promotion.dropped {
                 transaction
                     .execute(
@@ -66,6 +69,41 @@ impl Store {
             Ok(())
         })
     }
+}
+
+impl Store {
+    /// The workspaces that were promoted and may not have their new forwards and host name in force yet.
+    pub(crate) fn unsettled_promotions(&self) -> Result<Vec<WorkspaceId>, StoreError> {
+        self.read(|connection| {
+            let mut statement = connection
+                .prepare_cached(
+                    "SELECT substr(key, length(?1) + 1) FROM meta WHERE substr(key, 1, length(?1)) = ?1",
+                )
+                .map_err(self.failed("read"))?;
+            let ids =
+                statement.query_map([DUE], |row| row.get::<_, String>(0)).map_err(self.failed("read"))?;
+            let ids = ids.collect::<rusqlite::Result<Vec<_>>>().map_err(self.failed("read"))?;
+            // What is no id was not written here.
+            Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
+        })
+    }
+
+    /// Notes that nothing of a promotion is left to be done. Noted already: no effect.
+    pub(crate) fn promotion_settled(&self, id: WorkspaceId) -> Result<(), StoreError> {
+        self.write("update", |transaction| {
+            transaction
+                .execute("DELETE FROM meta WHERE key = ?1", [due_key(id)])
+                .map_err(self.failed("update"))?;
+            Ok(())
+        })
+    }
+}
+
+/// What the key of a promoted workspace begins with.
+const DUE: &str = "promoted:";
+
+fn due_key(id: WorkspaceId) -> String {
+    format!("{DUE}{id}")
 }
 
 fn free_name(transaction: &Transaction<'_>, name: &WorkspaceName) -> rusqlite::Result<Option<WorkspaceName>> {

@@ -1,10 +1,10 @@
 //! A fork takes the place of the workspace it was forked from.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use agentiso_guest::message::Configuration;
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 
 use super::engine::{Engine, not_running};
 use super::info::{ForkFailure, ForkWorker, PortForward, WorkspaceState};
@@ -16,6 +16,12 @@ use crate::types::{WorkspaceId, WorkspaceName, guest_hostname};
 
 /// How often the locks are taken anew because another fork was made meanwhile.
 const LOCK_TRIES: u32 = 8;
+
+/// How long a promotion waits for its machine's network, and for its guest.
+const SETTLE_LIMIT: Duration = Duration::from_secs(30);
+
+/// The same where somebody opens the state folder after a promotion that was cut off.
+const OPENER_LIMIT: Duration = Duration::from_secs(1);
 
 /// How to promote a fork.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -166,13 +172,7 @@ impl Engine {
         self.records(move |store| store.promote(&promotion)).await?;
 
         let promoted = self.record(child).await?;
-        let mut warnings = Vec::new();
-        if let Err(error) = self.settle_forwards(&promoted).await {
-            warnings.push(format!("a forward is not in force: {}", error.report()));
-        }
-        if let Err(error) = self.tell_host_name(&promoted).await {
-            warnings.push(format!("the guest's host name is still the old one: {}", error.report()));
-        }
+        let warnings = self.settle_promotion(&promoted, SETTLE_LIMIT).await?;
         let mut report = PromoteReport {
             promoted: worker(self, &promoted),
             old_name: family.child.name.to_string(),
@@ -230,9 +230,60 @@ impl Engine {
         }
     }
 
+    /// Puts in force in a running machine what the records say of it since its promotion, forwards and host name each
+    /// within `limit`. What could not be done comes back as sentences; forwards are tried again by the next opener. The
+    /// caller holds its lock.
+    async fn settle_promotion(
+        &self,
+        record: &WorkspaceRecord,
+        limit: Duration,
+    ) -> Result<Vec<String>, EngineError> {
+        let silent = || format!("its machine did not answer within {limit:?}");
+        let forwards = match timeout(limit, self.settle_forwards(record)).await {
+            Ok(settled) => settled.map_err(|error| error.report()),
+            Err(_elapsed) => Err(silent()),
+        };
+        let host_name = match timeout(limit, self.tell_host_name(record)).await {
+            Ok(told) => told.map_err(|error| error.report()),
+            Err(_elapsed) => Err(silent()),
+        };
+        if forwards.is_ok() {
+            let id = record.id;
+            self.records(move |store| store.promotion_settled(id)).await?;
+        }
+        let forwards = forwards.err().map(|why| format!("a forward is not in force: {why}"));
+        let host_name =
+            host_name.err().map(|why| format!("the guest's host name is still the old one: {why}"));
+        Ok(forwards.into_iter().chain(host_name).collect())
+    }
+
+    /// Finishes promotions that were cut off after the records had changed, unless somebody is busy with them. Guests
+    /// and their network processes get little time: nobody who opens the state folder shall wait for a broken one.
+    pub(super) async fn settle_promotions(&self) -> Result<(), EngineError> {
+        for id in self.records(|store| store.unsettled_promotions()).await? {
+            if let Err(error) = self.finish_promotion(id).await {
+                tracing::warn!(%id, error = %error.report(), "could not finish a promotion");
+            }
+        }
+        Ok(())
+    }
+
+    async fn finish_promotion(&self, id: WorkspaceId) -> Result<(), EngineError> {
+        let Some(lock) = self.try_lock(*id.as_uuid())? else { return Ok(()) };
+        let Some(record) = self.records(move |store| store.get(id)).await? else {
+            lock.remove();
+            return self.records(move |store| store.promotion_settled(id)).await;
+        };
+        let warnings = self.settle_promotion(&record, OPENER_LIMIT).await?;
+        if !warnings.is_empty() {
+            tracing::warn!(workspace = %record.name, "after its promotion: {}", warnings.join("; "));
+        }
+        Ok(())
+    }
+
     /// Puts those recorded forwards in force that are not, and ends none. A workspace that does not run gets its
     /// forwards when it starts. The caller holds its lock.
-    pub(super) async fn settle_forwards(&self, record: &WorkspaceRecord) -> Result<(), EngineError> {
+    async fn settle_forwards(&self, record: &WorkspaceRecord) -> Result<(), EngineError> {
         let Some(runtime) = self.living(record) else { return Ok(()) };
         let id = record.id;
         let recorded = self.records(move |store| store.forwards(id)).await?;

@@ -38,6 +38,7 @@ impl Engine {
                 Err(error) => tracing::warn!(%error, "left a damaged record alone"),
             }
         }
+        self.settle_promotions().await?;
         self.remove_unrecorded(&processes).await
     }
 
@@ -64,10 +65,6 @@ impl Engine {
             return Ok(());
         }
         self.settle_machine(&mut record, processes).await?;
-        if let Err(error) = self.settle_forwards(&record).await {
-            // A network process that has died, or a port that another program has taken: nothing else depends on it.
-            tracing::debug!(workspace = %record.name, error = %error.report(), "a forward is not in force");
-        }
         self.settle_snapshots(&record).await
     }
 
@@ -204,7 +201,7 @@ impl Engine {
         Ok(processes)
     }
 
-    fn try_lock(&self, id: Uuid) -> Result<Option<WorkspaceLock>, EngineError> {
+    pub(super) fn try_lock(&self, id: Uuid) -> Result<Option<WorkspaceLock>, EngineError> {
         let folder = self.layout.locks();
         WorkspaceLock::try_take(&folder, id)
             .map_err(|source| EngineError::StateDir { path: folder.display().to_string(), source })

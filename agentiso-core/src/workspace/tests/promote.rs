@@ -248,8 +248,7 @@ async fn promotion_killed_at_any_call_leaves_one_with_the_name() {
         ("hypervisor.kill", 1),
         ("network.detach", 1),
         ("channel.release", 1),
-        // The first is the opener's.
-        ("network.forwards", 2),
+        ("network.forwards", 1),
         ("network.add_forward", 1),
         ("agent.configure", 1),
     ] {
@@ -277,7 +276,16 @@ async fn promotion_killed_at_any_call_leaves_one_with_the_name() {
                     && (old || holder == WorkspaceState::Stopped)
             })
             .await;
-            check(&scene, &scene.open().await, &format!("{method} {fault:?}")).await;
+            let host = scene.open().await;
+            check(&scene, &host, &format!("{method} {fault:?}")).await;
+            if host.workspace("p-old").await.is_ok() {
+                let promoted = host.workspace("p").await.unwrap();
+                assert_eq!(
+                    promoted.exec("hostname").await.unwrap().stdout_text(),
+                    "p\n",
+                    "{method} {fault:?}"
+                );
+            }
         }
     }
 }
