@@ -6,7 +6,7 @@ use agentiso_guest::message::Configuration;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
-use super::engine::{Engine, not_running};
+use super::engine::Engine;
 use super::info::{ForkFailure, ForkWorker, PortForward, WorkspaceState};
 use super::lock::WorkspaceLock;
 use crate::error::EngineError;
@@ -247,7 +247,8 @@ impl Engine {
             Ok(told) => told.map_err(|error| error.report()),
             Err(_elapsed) => Err(silent()),
         };
-        if forwards.is_ok() {
+        // A paused guest cannot be told: an opener does it once it runs.
+        if forwards.is_ok() && !self.is_paused(record) {
             let id = record.id;
             self.records(move |store| store.promotion_settled(id)).await?;
         }
@@ -303,13 +304,14 @@ impl Engine {
         result
     }
 
-    /// Gives a running guest the host name that goes with its workspace's name. One that does not run gets it when it
-    /// starts.
+    fn is_paused(&self, record: &WorkspaceRecord) -> bool {
+        record.state == WorkspaceState::Paused && self.living(record).is_some()
+    }
+
+    /// Gives a running guest the host name that goes with its workspace's name. One that is stopped gets it when it
+    /// starts, one that is paused from the first opener after its resume.
     async fn tell_host_name(&self, record: &WorkspaceRecord) -> Result<(), EngineError> {
-        let Some(runtime) = self.living(record) else { return Ok(()) };
-        if record.state != WorkspaceState::Running {
-            return Err(not_running(record, "told its name"));
-        }
+        let Some(runtime) = self.living(record).filter(|_| !self.is_paused(record)) else { return Ok(()) };
         let configuration =
             Configuration { hostname: Some(guest_hostname(&record.name)), ..Configuration::default() };
         self.client_of(runtime)

@@ -223,6 +223,41 @@ fn no_link_leads_a_hash_out_of_the_tree() {
     assert_eq!((hashes, terminal), (vec![None], Reply::Done));
 }
 
+/// Puts a link in the place of a folder and back again, all the time.
+#[test]
+fn no_walk_leaves_the_tree_while_folders_become_links() {
+    let agent = Agent::start();
+    let (tree, out) = (agent.path("t"), agent.path("out"));
+    std::fs::create_dir_all(tree.join("a/b/c")).unwrap();
+    std::fs::create_dir_all(out.join("b/c")).unwrap();
+    std::fs::write(out.join("b/c/secret"), "s").unwrap();
+    let (folder, aside, link) = (tree.join("a"), agent.path("aside"), agent.path("link"));
+    symlink(&out, &link).unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                std::fs::rename(&folder, &aside).unwrap();
+                std::fs::rename(&link, &folder).unwrap();
+                std::fs::rename(&folder, &link).unwrap();
+                std::fs::rename(&aside, &folder).unwrap();
+            }
+        });
+        for _ in 0..300 {
+            let (entries, terminal) = walk(&agent, raw(&tree));
+            let (hashes, _, hashed) = hash(&agent, raw(&tree), &["a/b/c/secret"]);
+
+            let outside = entries.iter().any(|entry| entry.path.as_bytes().ends_with(b"secret"));
+            if outside || terminal != Reply::Done || hashes != [None] || hashed != Reply::Done {
+                stop.store(true, std::sync::atomic::Ordering::Relaxed);
+                panic!("{entries:?} {terminal:?} {hashes:?} {hashed:?}");
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
+
 #[test]
 fn too_many_files_at_once_are_refused() {
     let agent = Agent::start();

@@ -151,6 +151,26 @@ async fn stopped_child_gets_forwards_and_host_name_when_it_starts() {
 }
 
 #[tokio::test]
+async fn paused_child_gets_its_host_name_once_it_runs() {
+    let scene = Scene::new().await;
+    let (host, child) = family(&scene).await;
+    child.pause().await.unwrap();
+
+    let report = child.promote(KEEP).await.unwrap();
+    scene.open().await;
+    let promoted = host.workspace("p").await.unwrap();
+    promoted.resume().await.unwrap();
+    scene.open().await;
+
+    assert_eq!((report.promoted.state, report.warnings.len()), (WorkspaceState::Paused, 0));
+    assert!(scene.fakes.is_listening(port()));
+    assert_eq!(promoted.exec("hostname").await.unwrap().stdout_text(), "p\n");
+    let configured = scene.fakes.faults().count("agent.configure");
+    scene.open().await;
+    assert_eq!(scene.fakes.faults().count("agent.configure"), configured, "told once");
+}
+
+#[tokio::test]
 async fn what_cannot_be_promoted_is_refused_and_nothing_is_changed() {
     let scene = Scene::new().await;
     let (host, child) = family(&scene).await;
