@@ -9,8 +9,8 @@ use std::sync::{
 use agentiso_core::{
     Backends, Config, Host, WorkspaceSpec,
     storage::{
-        BaseInfo, DiskChain, DiskOrigin, DiskUsage, Inventory, Outcome, PendingSnapshot, Storage,
-        StorageCapabilities, StorageError,
+        BaseInfo, DiskChain, DiskOrigin, DiskUsage, Inventory, Outcome, PendingSnapshot, ShortenPlan,
+        Storage, StorageCapabilities, StorageError,
     },
     testkit::FakeHost,
     types::{BaseId, DiskId, SnapshotId},
@@ -79,6 +79,14 @@ impl<S: Storage> Storage for Counting<S> {
 
     async fn destroy_disk(&self, disk: DiskId) -> Result<(), StorageError> {
         self.inner.destroy_disk(disk).await
+    }
+
+    async fn shorten_plan(&self, disk: DiskId) -> Result<Option<ShortenPlan>, StorageError> {
+        self.inner.shorten_plan(disk).await
+    }
+
+    async fn finish_shorten(&self, disk: DiskId, plan: &ShortenPlan) -> Result<(), StorageError> {
+        self.inner.finish_shorten(disk, plan).await
     }
 
     async fn usage(&self, disk: DiskId) -> Result<DiskUsage, StorageError> {

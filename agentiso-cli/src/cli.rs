@@ -9,6 +9,7 @@ Wherever a WORKSPACE is asked for, its name, its UUID or a unique beginning of t
 
 Exit status: run, exec and shell end with the status of their command; 124 when its time was over, 125 when agentiso
 itself failed, 126 when the command could not be started, 127 when it was not found, 128+N when signal N ended it.
+diff ends with 0 without differences, 1 with, 125 when it failed.
 Every other command ends with 0, with 1 when it failed, or with 2 when its arguments were wrong.
 
 Environment: AGENTISO_HOME is the state folder (otherwise /var/lib/agentiso for root, agentiso in the XDG data folder
@@ -50,6 +51,9 @@ pub(crate) enum Command {
     Snapshot(commands::snapshot::SnapshotArgs),
     Restore(commands::snapshot::RestoreArgs),
     Fork(commands::fork::ForkArgs),
+    Tree(commands::tree::TreeArgs),
+    Diff(commands::diff::DiffArgs),
+    Promote(commands::promote::PromoteArgs),
     Port(commands::port::PortArgs),
     Policy(commands::policy::PolicyArgs),
     Image(commands::image::ImageArgs),

@@ -31,7 +31,8 @@ pub(crate) const fn of_signal(signal: u8) -> u8 {
 /// What a failure of agentiso itself ends with.
 pub(crate) fn failure_status(cli: &Cli) -> u8 {
     match cli.command {
-        Some(Command::Run(_) | Command::Exec(_) | Command::Shell(_)) => AGENTISO_FAILED,
+        // A comparison that failed is told from one that found differences.
+        Some(Command::Run(_) | Command::Exec(_) | Command::Shell(_) | Command::Diff(_)) => AGENTISO_FAILED,
         _ => FAILURE,
     }
 }
@@ -54,6 +55,7 @@ mod tests {
             (vec!["agentiso", "run", "true"], AGENTISO_FAILED),
             (vec!["agentiso", "exec", "ws", "true"], AGENTISO_FAILED),
             (vec!["agentiso", "shell", "ws"], AGENTISO_FAILED),
+            (vec!["agentiso", "diff", "a", "b"], AGENTISO_FAILED),
             (vec!["agentiso", "ls"], FAILURE),
             (vec!["agentiso", "rm", "ws"], FAILURE),
         ] {

@@ -46,10 +46,10 @@ fn own_words(arguments: &[OsString]) -> Vec<&str> {
     arguments.iter().skip(1).filter_map(|word| word.to_str()).take_while(|word| *word != "--").collect()
 }
 
-/// 125 where the status otherwise is that of the guest's command, which may well be 2.
+/// 125 where the status otherwise is that of the guest's command, which may well be 2, or that of a comparison.
 fn status(words: &[&str]) -> u8 {
     match words.iter().find(|word| !word.starts_with('-')) {
-        Some(&"run" | &"exec" | &"shell") => exit::AGENTISO_FAILED,
+        Some(&"run" | &"exec" | &"shell" | &"diff") => exit::AGENTISO_FAILED,
         _ => exit::USAGE,
     }
 }

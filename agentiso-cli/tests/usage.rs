@@ -45,6 +45,9 @@ const COMMANDS: &[(&str, &[&str])] = &[
     ("snapshot create", &["--crash-consistent", "WORKSPACE", "NAME"]),
     ("restore", &["WORKSPACE", "SNAPSHOT"]),
     ("fork", &["--snapshot", "--count", "--name", "WORKSPACE"]),
+    ("tree", &["WORKSPACE"]),
+    ("diff", &["A[@SNAPSHOT]", "B[@SNAPSHOT]", "PATH", "Exit status"]),
+    ("promote", &["--drop", "--yes", "CHILD"]),
     ("port", &["add", "rm", "ls"]),
     ("port add", &["WORKSPACE", "[HOST:]GUEST"]),
     ("policy", &["--internet", "--inter-vm", "--ports", "WORKSPACE"]),
@@ -111,6 +114,9 @@ fn wrong_arguments_end_with_the_status_that_tells_them_apart() {
         (vec!["run", "--name", &too_long, "true"], 125),
         (vec!["exec", "w"], 125),
         (vec!["shell"], 125),
+        (vec!["diff", "a"], 125),
+        (vec!["diff", "a", "b@"], 125),
+        (vec!["promote", "a", "--yes"], 2),
     ] {
         let ended = cli.run(&line);
 

@@ -64,9 +64,10 @@ pub use config::{Config, Layout};
 pub use error::{EngineError, ErrorKind};
 pub use store::StoreError;
 pub use workspace::{
-    ForkFailure, ForkOrigin, ForkReport, ForkSpec, ForkWorker, Host, Isolation, MAX_FORKS, MAX_SNAPSHOTS,
-    PolicyChange, PortForward, PruneReport, Pruned, RestoreReport, RestoreSpec, SnapshotInfo, SnapshotSpec,
-    Workspace, WorkspaceInfo, WorkspaceSpec, WorkspaceState, WorkspaceSummary,
+    Aspect, Change, DiffSide, DiffSpec, DiffStream, Difference, FileState, ForkFailure, ForkOrigin,
+    ForkReport, ForkSpec, ForkWorker, Host, Isolation, MAX_FORKS, MAX_SNAPSHOTS, PolicyChange, PortForward,
+    PromoteReport, PromoteSpec, PruneReport, Pruned, RestoreReport, RestoreSpec, SnapshotInfo, SnapshotSpec,
+    TreeNode, Workspace, WorkspaceInfo, WorkspaceSpec, WorkspaceState, WorkspaceSummary,
 };
 
 /// The README's example, compiled.

@@ -14,6 +14,7 @@ pub mod frame;
 pub mod hello;
 pub mod limits;
 pub mod message;
+pub mod tree;
 
 /// The generation of the wire protocol. Host and agent refuse to speak to another generation.
 pub const PROTOCOL_GENERATION: u32 = 1;

@@ -55,3 +55,15 @@ pub const STALLED_MESSAGE_MS: u64 = 10_000;
 
 /// Most bytes of entropy that one configure carries.
 pub const MAX_ENTROPY_BYTES: usize = 1024;
+
+/// Most bytes of names in one folder that is walked; the agent sorts them in memory.
+pub const MAX_FOLDER_NAMES_BYTES: usize = 32 * 1024 * 1024;
+
+/// Bytes of paths and link targets after which one reply of a walk is sent, before they are escaped.
+pub const TREE_REPLY_BYTES: usize = 64 * 1024;
+
+/// Most files of one hash request.
+pub const MAX_HASHED_FILES: usize = 256;
+
+/// Bytes after which the agent says that it is still reading a file to be hashed.
+pub const HASH_PROGRESS_BYTES: u64 = 4 * 1024 * 1024;

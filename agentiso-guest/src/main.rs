@@ -20,6 +20,7 @@ mod serve;
 mod service;
 mod supervise;
 mod sys;
+mod walk;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

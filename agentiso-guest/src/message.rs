@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::frame::Message;
+use crate::tree::{RawPath, TreeEntry};
 
 /// One operation, the first message of the host after its hello.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,6 +99,23 @@ pub enum Request {
         /// Absolute path.
         path: String,
     },
+    /// Lists a file, or a folder and all below it on the same file system, in the order of [`RawPath`]:
+    /// [`Reply::Tree`] as often as needed, then [`Reply::Done`]. No symbolic link is followed but those on the way to
+    /// `path`. What disappears meanwhile is left out.
+    Walk {
+        /// Absolute path.
+        path: RawPath,
+        /// Refuse a path that is not on the root file system.
+        root_file_system: bool,
+    },
+    /// Reads files whole: [`Reply::Hashed`] for each, in the same order, with [`Reply::Hashing`] before it while a long
+    /// one is read; then [`Reply::Done`].
+    Hash {
+        /// Where the walk began: an absolute path.
+        root: RawPath,
+        /// Files as the walk named them; at most 256.
+        files: Vec<RawPath>,
+    },
     /// Sends a file or folder as a tar stream: [`Reply::Data`] as often as needed, then [`Reply::Done`].
     ArchiveRead {
         /// Absolute path. Entries in the stream are named from its last component on.
@@ -165,6 +183,8 @@ impl Request {
             Self::FileEdit { .. } => "file_edit",
             Self::FileList { .. } => "file_list",
             Self::FileStat { .. } => "file_stat",
+            Self::Walk { .. } => "walk",
+            Self::Hash { .. } => "hash",
             Self::ArchiveRead { .. } => "archive_read",
             Self::ArchiveWrite { .. } => "archive_write",
             Self::EnvSet { .. } => "env_set",
@@ -371,6 +391,21 @@ pub enum Reply {
         /// In no particular order.
         entries: Vec<Entry>,
     },
+    /// Part of a walk.
+    Tree {
+        /// In order, and in order with those before.
+        entries: Vec<TreeEntry>,
+    },
+    /// More of a file to be hashed was read.
+    Hashing {
+        /// How many bytes more; at least 4 MiB.
+        bytes: u64,
+    },
+    /// One file was read whole.
+    Hashed {
+        /// SHA-256 of its content, 64 lower-case hexadecimal digits; none if it is no regular file any more.
+        sha256: Option<String>,
+    },
     /// One path. Terminal.
     Entry {
         /// What is there.
@@ -402,6 +437,9 @@ impl Reply {
                 | Self::Stderr { .. }
                 | Self::Data { .. }
                 | Self::Entries { .. }
+                | Self::Tree { .. }
+                | Self::Hashing { .. }
+                | Self::Hashed { .. }
         )
     }
 }

@@ -79,6 +79,11 @@ fn state_text(workspace: &WorkspaceSummary) -> String {
     if workspace.crashed { format!("{} (crashed)", workspace.state) } else { workspace.state.to_string() }
 }
 
+fn memory_text(info: &WorkspaceInfo) -> Option<String> {
+    let (unique, shared) = (info.memory_unique_bytes?, info.memory_shared_bytes?);
+    Some(format!("{} of its own, {} shared", output::bytes(unique), output::bytes(shared)))
+}
+
 fn description(info: &WorkspaceInfo) -> String {
     let summary = &info.summary;
     let or_none = |text: Option<String>| text.unwrap_or_else(|| "none".to_owned());
@@ -106,6 +111,7 @@ fn description(info: &WorkspaceInfo) -> String {
                 output::bytes(info.disk_shared_bytes)
             ),
         ),
+        ("memory used", or_none(memory_text(info))),
         ("process", or_none(info.pid.map(|pid| pid.to_string()))),
         ("boot time", or_none(info.boot_time_ms.map(|ms| format!("{ms} ms")))),
         ("address", or_none(summary.ip.clone())),

@@ -2,8 +2,10 @@
 
 mod args;
 pub(crate) mod completions;
+mod confirm;
 pub(crate) mod copy;
 pub(crate) mod create;
+pub(crate) mod diff;
 pub(crate) mod doctor;
 pub(crate) mod exec;
 pub(crate) mod fork;
@@ -15,9 +17,11 @@ pub(crate) mod logs;
 pub(crate) mod man;
 pub(crate) mod policy;
 pub(crate) mod port;
+pub(crate) mod promote;
 pub(crate) mod prune;
 pub(crate) mod run;
 pub(crate) mod snapshot;
+pub(crate) mod tree;
 
 use crate::{cli::Command, context::Context, error::CliError, signals::interruptible, usage, version};
 
@@ -50,6 +54,9 @@ pub(crate) async fn dispatch(
         Command::Snapshot(args) => interruptible(snapshot::snapshot(args, context)).await,
         Command::Restore(args) => interruptible(snapshot::restore(args, context)).await,
         Command::Fork(args) => interruptible(fork::fork(args, context)).await,
+        Command::Tree(args) => interruptible(tree::tree(args, context)).await,
+        Command::Diff(args) => interruptible(diff::diff(args, context)).await,
+        Command::Promote(args) => interruptible(promote::promote(args, context)).await,
         Command::Port(args) => interruptible(port::port(args, context)).await,
         Command::Policy(args) => interruptible(policy::policy(args, context)).await,
         Command::Image(args) => interruptible(image::image(args, context)).await,

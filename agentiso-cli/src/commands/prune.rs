@@ -1,10 +1,9 @@
 //! `prune`.
 
-use std::io::{self, IsTerminal, Write};
-
 use agentiso_core::{PruneReport, Pruned};
 use clap::Args;
 
+use super::confirm::{can_ask, confirmed};
 use crate::{context::Context, error::CliError, output, stdio};
 
 /// Remove images that no workspace uses, and throwaway workspaces whose owner is gone
@@ -22,7 +21,7 @@ pub(crate) struct PruneArgs {
 pub(crate) async fn prune(args: PruneArgs, context: &Context) -> Result<u8, CliError> {
     let host = context.host().await?;
     if !args.dry_run && !args.force {
-        if context.output.json || !io::stdin().is_terminal() {
+        if !can_ask(context) {
             return Err(CliError::request(
                 "there is nobody to ask whether to remove",
                 "see what would be removed with --dry-run, or remove it without asking with --force",
@@ -30,25 +29,15 @@ pub(crate) async fn prune(args: PruneArgs, context: &Context) -> Result<u8, CliE
         }
         let planned = host.prune(true).await?;
         stdio::write_out(text(&planned).as_bytes()).map_err(CliError::stdout)?;
-        if (planned.images.is_empty() && planned.workspaces.is_empty()) || !confirmed().await? {
+        if (planned.images.is_empty() && planned.workspaces.is_empty())
+            || !confirmed("Remove all this?").await?
+        {
             return Ok(0);
         }
     }
     let report = host.prune(args.dry_run).await?;
     context.output.print(&report, text)?;
     Ok(0)
-}
-
-async fn confirmed() -> Result<bool, CliError> {
-    let mut terminal = io::stderr();
-    let _ = write!(terminal, "Remove all this? [y/N] ");
-    let _ = terminal.flush();
-    let answer = match stdio::stdin_chunks().recv().await {
-        Some(Ok(line)) => line,
-        Some(Err(source)) => return Err(CliError::local("could not read the answer", source)),
-        None => Vec::new(),
-    };
-    Ok(matches!(answer.trim_ascii(), b"y" | b"Y" | b"yes"))
 }
 
 fn text(report: &PruneReport) -> String {

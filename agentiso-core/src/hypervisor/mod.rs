@@ -89,6 +89,12 @@ pub trait Hypervisor: MachineMemory {
     /// and this hypervisor's files in the run folder, except the logs. Already gone: only the removal. Idempotent.
     async fn kill(&self, machine: &Machine) -> Result<(), HypervisorError>;
 
+    /// How much of the host's memory the machine takes up. Asks the kernel only, never the machine.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Gone`] if it has exited.
+    async fn memory_usage(&self, machine: &Machine) -> Result<MemoryUsage, HypervisorError>;
+
     /// The newest bytes of a log of a machine, running or not, as the guest wrote them: see [`printable`]. Empty if
     /// there is none.
     async fn log_tail(
@@ -207,6 +213,20 @@ pub enum StreamStatus {
     },
     /// All is copied; the layers to be dropped are closed.
     Done,
+}
+
+/// How much of the host's memory a machine takes up, all of its hypervisor process included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryUsage {
+    /// Memory that is the machine's alone and is free again when it ends: what it has written, and what its process
+    /// needs for itself; swapped out or not. In bytes.
+    pub unique_bytes: u64,
+    /// Resident pages of files: of the memory image that it began from, as far as it has not written to them, and of
+    /// programs. They are in the host's page cache once, however many machines have them mapped, and count fully for
+    /// each of these. In bytes.
+    pub shared_bytes: u64,
+    /// All that is in the host's memory: the two above, without what is swapped out. In bytes.
+    pub resident_bytes: u64,
 }
 
 /// Which log of a machine.

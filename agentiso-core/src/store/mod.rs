@@ -4,6 +4,7 @@
 //! take back the last commits, never break the file; it ends every machine too, and what the records then say too
 //! little or too much about is put right when the state folder is opened next.
 
+mod promotion;
 mod record;
 mod schema;
 mod snapshots;
@@ -15,6 +16,7 @@ use std::{path::Path, sync::Mutex, time::Duration};
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use crate::file_lock::FileLock;
+pub(crate) use promotion::Promotion;
 pub(crate) use record::{Runtime, SnapshotRecord, TemplateRecord, WorkspaceRecord};
 
 /// How long a write waits for another process's, before it fails. Each takes milliseconds.

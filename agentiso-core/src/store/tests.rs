@@ -150,3 +150,49 @@ fn open_reports_a_file_that_is_no_database() {
 
     assert!(error.to_string().contains("agentiso.db"), "{error}");
 }
+
+#[test]
+fn promotion_moves_name_forwards_and_owner_at_once() {
+    let (_folder, store) = scratch();
+    let parent = store.insert(WorkspaceRecord { owner: "someone".to_owned(), ..record("p") }, false).unwrap();
+    let child = store.insert(record("c"), false).unwrap();
+    let other = store.insert(record("p-old"), false).unwrap();
+    let (guest, host) = (GuestPort::new(80).unwrap(), HostPort::new(8080).unwrap());
+    store.set_forward(parent.id, guest, host).unwrap();
+    let promotion = Promotion { child: child.id, parent: parent.id, dropped: vec![other.id] };
+
+    store.promote(&promotion).unwrap();
+
+    let get = |id| store.get(id).unwrap().unwrap();
+    assert_eq!((get(child.id).name.as_str(), get(child.id).owner.as_str()), ("p", "someone"));
+    assert_eq!((get(parent.id).name.as_str(), get(parent.id).state), ("p-old-2", parent.state));
+    assert_eq!(get(other.id).state, WorkspaceState::Destroying);
+    assert_eq!(store.forwards(child.id).unwrap().get(&guest), Some(&host));
+    assert!(store.forwards(parent.id).unwrap().is_empty());
+    assert_eq!(store.unsettled_promotions().unwrap(), [child.id]);
+    for _ in 0..2 {
+        store.promotion_settled(child.id).unwrap();
+        assert!(store.unsettled_promotions().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn promotion_that_cannot_be_changes_nothing() {
+    let (_folder, store) = scratch();
+    let parent = store.insert(record("p"), false).unwrap();
+    let child = store.insert(record("c"), false).unwrap();
+    let guest = GuestPort::new(80).unwrap();
+    store.set_forward(parent.id, guest, HostPort::new(8080).unwrap()).unwrap();
+    store.set_forward(child.id, guest, HostPort::new(8081).unwrap()).unwrap();
+    let gone = WorkspaceId::random();
+
+    for (child, parent) in [(child.id, parent.id), (gone, parent.id), (child.id, gone)] {
+        let promotion = Promotion { child, parent, dropped: vec![child] };
+        assert!(store.promote(&promotion).is_err());
+    }
+
+    let get = |id| store.get(id).unwrap().unwrap();
+    assert_eq!((get(parent.id).name.as_str(), get(child.id).name.as_str()), ("p", "c"));
+    assert_eq!(get(child.id).state, child.state);
+    assert!(store.unsettled_promotions().unwrap().is_empty());
+}

@@ -139,6 +139,11 @@ impl FakeGuest {
         self.state().files.insert(path.to_owned(), FakeFile { content: content.into(), mode: 0o644 });
     }
 
+    /// Removes a file, as a process of the guest would; not synced. Not there: no effect.
+    pub fn remove_file(&self, path: &str) {
+        self.state().files.remove(path);
+    }
+
     /// The environment that was set for all commands.
     pub fn env(&self) -> BTreeMap<String, String> {
         self.state().env.clone()

@@ -12,7 +12,7 @@ use super::{
     disks::FakeDisks, memory::FakeImage,
 };
 use crate::{
-    hypervisor::Machine,
+    hypervisor::{Machine, MemoryUsage},
     network::NetworkPolicy,
     storage::{DiskLayer, ShortenPlan},
     types::{GuestPort, HostPort, MemoryMib, ProcessRef, SnapshotId, VcpuCount, WorkspaceId},
@@ -39,6 +39,7 @@ pub(super) struct HostState {
     pub(super) cards: BTreeMap<u32, FakeCard>,
     pub(super) taken_ports: BTreeSet<HostPort>,
     pub(super) channels: BTreeMap<WorkspaceId, FakeLanes>,
+    pub(super) memory: BTreeMap<WorkspaceId, MemoryUsage>,
     pub(super) boot_time: Duration,
     pub(super) copies_slowly: bool,
     next_pid: u32,
@@ -126,6 +127,11 @@ impl FakeHost {
     /// when somebody asks how far they are.
     pub fn set_copies_slowly(&self, slowly: bool) {
         self.state().copies_slowly = slowly;
+    }
+
+    /// How much memory a workspace's machines take up from now on. A little of each kind at first.
+    pub fn set_memory_usage(&self, id: WorkspaceId, usage: MemoryUsage) {
+        self.state().memory.insert(id, usage);
     }
 
     /// Whether the host's disk is full from now on.

@@ -9,11 +9,15 @@ use super::{
 use crate::{
     hypervisor::{
         Accelerator, Hypervisor, HypervisorCapabilities, HypervisorError, LaunchSpec, Machine, MachineLog,
-        MachineStatus, Start, StreamStatus,
+        MachineStatus, MemoryUsage, Start, StreamStatus,
     },
     storage::{DiskLayer, LayerId, ShortenPlan},
     types::{ProcessRef, WorkspaceId},
 };
+
+/// What a machine takes up unless it was told otherwise.
+const MEMORY_USAGE: MemoryUsage =
+    MemoryUsage { unique_bytes: 1 << 20, shared_bytes: 2 << 20, resident_bytes: 3 << 20 };
 
 /// A hypervisor whose machines are [`FakeGuest`]s.
 #[derive(Clone)]
@@ -277,6 +281,15 @@ impl Hypervisor for FakeHypervisor {
                 }
                 state.machines.retain(|_, other| other.record.process != machine.process);
                 Ok(())
+            })
+            .await
+    }
+
+    async fn memory_usage(&self, machine: &Machine) -> Result<MemoryUsage, HypervisorError> {
+        self.host
+            .call("hypervisor.memory_usage", |state| {
+                running(state, machine)?;
+                Ok(state.memory.get(&machine.id).copied().unwrap_or(MEMORY_USAGE))
             })
             .await
     }

@@ -7,6 +7,7 @@ use super::info::{
     ForkReport, PortForward, RestoreReport, SnapshotInfo, WorkspaceInfo, WorkspaceState, WorkspaceSummary,
 };
 use super::lifecycle::PolicyChange;
+use super::promote::{PromoteReport, PromoteSpec};
 use super::spec::{ForkSpec, RestoreSpec, SnapshotSpec};
 use crate::channel::client::{CollectOptions, ExecOutput, ExecSpec, GuestClient};
 use crate::error::EngineError;
@@ -189,6 +190,19 @@ impl Workspace {
         self.engine.fork(self.id, spec).await
     }
 
+    /// Lets it, a fork, take the place of the workspace it was forked from: it gets that one's name, forwards, owner and
+    /// lifetime. The old parent is stopped and kept as NAME-old (NAME-old-2, ... if that is taken), or destroyed
+    /// together with its other forks; what was forked from those lives on. Whatever happens meanwhile, exactly one
+    /// workspace has the name. This handle goes on to lead to it, and to tell its old name.
+    ///
+    /// # Errors
+    /// It is no fork, or its parent is gone; both forward the same port; somebody is busy with one of them. Nothing was
+    /// changed then. The records cannot be written: the parent is stopped then. Whatever fails once the names are
+    /// exchanged is told by the report.
+    pub async fn promote(&self, spec: PromoteSpec) -> Result<PromoteReport, EngineError> {
+        self.engine.promote(self.id, spec).await
+    }
+
     /// Forwards a TCP port of the host's loopback to a port of the guest, and does so again after each start. A free
     /// port is picked if none is given.
     ///
@@ -270,6 +284,7 @@ impl Engine {
     async fn info(&self, id: WorkspaceId) -> Result<WorkspaceInfo, EngineError> {
         let record = self.record(id).await?;
         let usage = self.backends.storage.usage(record.disk()).await?;
+        let memory = self.memory_usage(&record).await;
         Ok(WorkspaceInfo {
             summary: self.summary(&record),
             pid: self.living(&record).map(|runtime| runtime.machine.process.pid),
@@ -279,12 +294,14 @@ impl Engine {
             port_forwards: self.port_forwards(id).await?,
             disk_used_bytes: usage.unique_bytes,
             disk_shared_bytes: usage.shared_bytes,
+            memory_unique_bytes: memory.map(|memory| memory.unique_bytes),
+            memory_shared_bytes: memory.map(|memory| memory.shared_bytes),
             forked_from: record.forked_from.clone(),
             isolation: self.backends.isolation(),
         })
     }
 
-    async fn port_forwards(&self, id: WorkspaceId) -> Result<Vec<PortForward>, EngineError> {
+    pub(super) async fn port_forwards(&self, id: WorkspaceId) -> Result<Vec<PortForward>, EngineError> {
         let forwards = self.records(move |store| store.forwards(id)).await?;
         Ok(forwards
             .into_iter()

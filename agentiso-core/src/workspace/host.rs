@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use super::diff::{DiffSpec, DiffStream};
 use super::engine::Engine;
 use super::handle::Workspace;
 use super::info::{Isolation, PruneReport, Pruned, WorkspaceSummary};
 use super::spec::WorkspaceSpec;
+use super::tree::TreeNode;
 use crate::backends::Backends;
 use crate::config::Config;
 use crate::error::EngineError;
@@ -76,6 +78,28 @@ impl Host {
             }
         }
         Ok(summaries)
+    }
+
+    /// All workspaces as trees of forks, roots in order of their creation, or the one tree below a workspace. A parent
+    /// that was destroyed stands for itself as long as forks of it are there. Takes no lock.
+    ///
+    /// # Errors
+    /// The records cannot be read; there is no such workspace.
+    pub async fn tree(&self, root: Option<&str>) -> Result<Vec<TreeNode>, EngineError> {
+        self.engine.tree(root).await
+    }
+
+    /// Compares the files of two workspaces, or of snapshots of them, inside their guests. Differences come as they are
+    /// found, in the order of their paths.
+    ///
+    /// A running machine is asked itself. What is stopped, and every snapshot, is read by a helper: a throwaway workspace
+    /// named `diff-...` without network, forked from it and destroyed when the stream has ended or was dropped
+    /// ([`Host::close`] waits for that). A paused machine must be resumed first.
+    ///
+    /// # Errors
+    /// The path is not absolute. All else is told by the stream.
+    pub async fn diff(&self, spec: DiffSpec) -> Result<DiffStream, EngineError> {
+        self.engine.diff(spec).await
     }
 
     /// Finds a workspace by its name, its id, or the beginning of its id (8 digits or more).

@@ -84,6 +84,11 @@ pub struct WorkspaceInfo {
     pub disk_used_bytes: u64,
     /// Space it shares with its image and other workspaces, in bytes.
     pub disk_shared_bytes: u64,
+    /// Memory of the host that its machine alone takes up, in bytes; none while it has no machine.
+    pub memory_unique_bytes: Option<u64>,
+    /// Memory that its machine maps from files and shares with other machines and the host's page cache, in bytes; none
+    /// while it has no machine.
+    pub memory_shared_bytes: Option<u64>,
     /// The workspace it was forked from.
     pub forked_from: Option<ForkOrigin>,
     /// What stands between it and the host.

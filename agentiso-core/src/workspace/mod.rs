@@ -2,6 +2,7 @@
 
 mod capture;
 mod create;
+mod diff;
 mod engine;
 mod fork;
 mod handle;
@@ -10,12 +11,15 @@ mod info;
 mod lifecycle;
 mod lock;
 mod machine;
+mod promote;
 mod reconcile;
 mod shorten;
 mod snapshot;
 mod spec;
 mod template;
+mod tree;
 
+pub use diff::{Aspect, Change, DiffSide, DiffSpec, DiffStream, Difference, FileState};
 pub use handle::Workspace;
 pub use host::Host;
 pub use info::{
@@ -23,7 +27,10 @@ pub use info::{
     RestoreReport, SnapshotInfo, WorkspaceInfo, WorkspaceState, WorkspaceSummary,
 };
 pub use lifecycle::PolicyChange;
+pub(crate) use promote::old_names;
+pub use promote::{PromoteReport, PromoteSpec};
 pub use spec::{ForkSpec, MAX_FORKS, MAX_SNAPSHOTS, RestoreSpec, SnapshotSpec, WorkspaceSpec};
+pub use tree::TreeNode;
 
 #[cfg(test)]
 mod tests;

@@ -38,6 +38,7 @@ impl Engine {
                 Err(error) => tracing::warn!(%error, "left a damaged record alone"),
             }
         }
+        self.settle_promotions().await?;
         self.remove_unrecorded(&processes).await?;
         self.remove_unrecorded_images().await?;
         self.collect_templates().await
@@ -234,7 +235,7 @@ impl Engine {
         Ok(processes)
     }
 
-    fn try_lock(&self, id: Uuid) -> Result<Option<WorkspaceLock>, EngineError> {
+    pub(super) fn try_lock(&self, id: Uuid) -> Result<Option<WorkspaceLock>, EngineError> {
         let folder = self.layout.locks();
         WorkspaceLock::try_take(&folder, id)
             .map_err(|source| EngineError::StateDir { path: folder.display().to_string(), source })

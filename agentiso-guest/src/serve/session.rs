@@ -109,7 +109,7 @@ fn last_words(lost: &Lost) -> Option<(ErrorCode, String)> {
 
 /// Carries out a request. The reply is the terminal one.
 fn perform(agent: &Arc<Agent>, connection: &mut Connection, request: Request) -> Result<Reply, Stop> {
-    use crate::{archive, configure, exec, files, freezer, info, jobs};
+    use crate::{archive, configure, exec, files, freezer, info, jobs, walk};
 
     if agent.is_ending() && !matches!(request, Request::Ping | Request::Info) {
         return Err(Failure::new(
@@ -138,6 +138,8 @@ fn perform(agent: &Arc<Agent>, connection: &mut Connection, request: Request) ->
         Request::FileEdit { path, old, new } => files::edit(&path, &old, &new)?,
         Request::FileList { path } => files::list(connection, &path)?,
         Request::FileStat { path } => return Ok(files::stat(&path)?),
+        Request::Walk { path, root_file_system } => walk::walk(connection, &path, root_file_system)?,
+        Request::Hash { root, files } => walk::hash(connection, &root, &files)?,
         Request::ArchiveRead { path, follow } => archive::read(connection, &path, follow)?,
         Request::ArchiveWrite { path, compression, preserve } => {
             archive::write(connection, &path, compression, preserve)?;

@@ -8,3 +8,4 @@ mod environment;
 mod files;
 mod jobs;
 mod protocol;
+mod tree;

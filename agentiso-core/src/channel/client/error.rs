@@ -162,7 +162,13 @@ pub enum ProtocolError {
         /// Of what.
         unit: &'static str,
     },
-    /// A file name that is no single path component.
+    /// An entry of a tree that does not come after the one before it.
+    #[error("it sent the path {path:?} out of order")]
+    OutOfOrder {
+        /// The path, escaped and cut.
+        path: String,
+    },
+    /// A file name that is no single path component, or a path that leads out of its folder.
     #[error("it sent the file name {name:?}")]
     FileName {
         /// The name, cleaned and cut.

@@ -8,6 +8,7 @@
 //! - `session.rs`, `halves.rs`: frames over a connection that is read and written at once.
 //! - `exec.rs`, `collect.rs`: running commands, streamed or collected; `jobs.rs`: background jobs.
 //! - `files.rs`, `data.rs`: files and archives.
+//! - `walk.rs`: trees of files, and what the files contain.
 //! - `control.rs`: environment, identity, freezing, flushing, shutdown.
 //! - `error.rs`, `text.rs`: errors, and a guest's text made fit to be shown.
 
@@ -24,6 +25,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 mod text;
+mod walk;
 
 use std::{sync::Arc, time::Duration};
 
@@ -32,6 +34,7 @@ pub use agentiso_guest::message::{
     NetworkConfiguration, TtySize,
 };
 use agentiso_guest::message::{Reply, Request};
+pub use agentiso_guest::tree::{FileTime, InvalidEscape, RawPath, TreeEntry, TreeKind};
 
 pub use self::{
     collect::{CollectOptions, DEFAULT_EXEC_TIMEOUT, DEFAULT_MAX_OUTPUT_BYTES, ExecOutput},
@@ -41,6 +44,7 @@ pub use self::{
     files::{FileRange, MAX_LISTED_ENTRIES, WriteOptions},
     jobs::JobReport,
     text::clean_text,
+    walk::{FileHash, MAX_HASHED_BYTES, MAX_TREE_ENTRIES, TreeStream},
 };
 use self::{error::Call, session::kind};
 use crate::channel::{ChannelRecord, GuestChannel, GuestStream, Lane};

@@ -51,6 +51,8 @@ fn is_read_only(request: &Request) -> bool {
         | Request::FileRead { .. }
         | Request::FileList { .. }
         | Request::FileStat { .. }
+        | Request::Walk { .. }
+        | Request::Hash { .. }
         | Request::ArchiveRead { .. }
         | Request::Sync => true,
         Request::Exec { .. }

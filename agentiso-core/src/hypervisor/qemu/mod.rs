@@ -5,6 +5,7 @@
 //!   process is confined as asked.
 //! * `qmp`: QEMU's protocol. `monitor`: conversations in it. `stream`: those about shortening a disk's chain.
 //! * `memory`: what machines have written, kept and put back. `capture`: how it is taken from a machine that runs.
+//! * `usage`: how much memory a machine takes up.
 //! * `files`: folders, sockets and small files.
 //!
 //! A machine is one QEMU process and one `agentiso-shim console` process that writes its logs. Neither is tied to the
@@ -26,6 +27,7 @@ mod qmp;
 mod stream;
 mod sys;
 mod tsc;
+mod usage;
 mod verify;
 
 use std::{
@@ -45,7 +47,7 @@ use self::{
 };
 use super::{
     Accelerator, Capture, CaptureSpec, Hypervisor, HypervisorCapabilities, HypervisorError, LaunchSpec,
-    Machine, MachineLog, MachineMemory, MachineStatus, MemoryImage, StreamStatus,
+    Machine, MachineLog, MachineMemory, MachineStatus, MemoryImage, MemoryUsage, StreamStatus,
 };
 use crate::{
     channel::ChannelDevice,
@@ -353,6 +355,12 @@ impl Hypervisor for Qemu {
             }
             Err(error) => Err(error),
         }
+    }
+
+    async fn memory_usage(&self, machine: &Machine) -> Result<MemoryUsage, HypervisorError> {
+        let of = machine.clone();
+        let look = tokio::task::spawn_blocking(move || usage::memory_usage(&of));
+        look.await.map_err(|e| files::io_error("look at", &machine.run_dir, e.into()))?
     }
 
     /// As printed: text from a guest wants [`printable`](super::printable) before people see it.

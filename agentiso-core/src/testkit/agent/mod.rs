@@ -4,6 +4,7 @@ mod commands;
 mod exec;
 mod files;
 mod jobs;
+mod walk;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -99,6 +100,8 @@ fn method_of(request: &Request) -> &'static str {
         Request::FileEdit { .. } => "agent.file_edit",
         Request::FileList { .. } => "agent.file_list",
         Request::FileStat { .. } => "agent.file_stat",
+        Request::Walk { .. } => "agent.walk",
+        Request::Hash { .. } => "agent.hash",
         Request::ArchiveRead { .. } => "agent.archive_read",
         Request::ArchiveWrite { .. } => "agent.archive_write",
         Request::EnvSet { .. } => "agent.env_set",
@@ -138,6 +141,8 @@ async fn operate<S: AsyncRead + AsyncWrite + Unpin + Send>(
         Request::FileEdit { path, old, new } => files::edit(guest, &path, &old, &new),
         Request::FileList { path } => return files::list(wire, guest, &path).await,
         Request::FileStat { path } => files::stat(guest, &path),
+        Request::Walk { path, .. } => return walk::walk(wire, guest, &path).await,
+        Request::Hash { root, files } => return walk::hash(wire, guest, &root, &files).await,
         Request::ArchiveRead { path, .. } => return files::archive_read(wire, guest, &path).await,
         Request::ArchiveWrite { path, .. } => return files::archive_write(wire, guest, &path).await,
         Request::EnvSet { vars } => env_set(guest, vars),

@@ -57,6 +57,7 @@ macro_rules! hypervisor_contract {
                 kill_ends_a_paused_machine,
                 kill_of_a_crashed_machine_removes_the_rest,
                 another_process_of_the_same_number_is_not_the_machine,
+                memory_usage_is_told_while_it_runs,
                 log_tail_is_the_newest_bytes,
                 log_of_an_unknown_folder_is_empty,
                 running_machines_are_listed,
@@ -485,6 +486,25 @@ pub async fn log_of_an_unknown_folder_is_empty(fixture: &dyn HypervisorFixture) 
         assert_eq!(hypervisor.log_tail(&empty_folder, log, 100).await.unwrap(), b"");
         assert_eq!(hypervisor.log_tail(&empty_folder.join("missing"), log, 100).await.unwrap(), b"");
     }
+}
+
+/// "How much of the host's memory the machine takes up." "Gone if it has exited."
+pub async fn memory_usage_is_told_while_it_runs(fixture: &dyn HypervisorFixture) {
+    let hypervisor = fixture.open().await;
+    let machine = through_text(&hypervisor.launch(fixture.spec().await).await.unwrap());
+
+    let usage = fixture.open().await.memory_usage(&machine).await.unwrap();
+    hypervisor.pause(&machine).await.unwrap();
+    let paused = hypervisor.memory_usage(&machine).await.unwrap();
+    hypervisor.kill(&machine).await.unwrap();
+    let gone = hypervisor.memory_usage(&machine).await;
+
+    for usage in [usage, paused] {
+        assert!(usage.unique_bytes > 0 && usage.shared_bytes > 0, "{usage:?}");
+        assert!(usage.shared_bytes < usage.resident_bytes, "{usage:?}");
+        assert!(usage.resident_bytes <= usage.unique_bytes + usage.shared_bytes, "{usage:?}");
+    }
+    assert!(matches!(gone, Err(HypervisorError::Gone { .. })), "{gone:?}");
 }
 
 /// Processes are listed under the workspace they carry in their name.

@@ -1,14 +1,17 @@
 //! The engine on fakes.
 
+mod diff;
 mod faults;
 mod forks;
 mod lifecycle;
 mod memory;
 mod model;
 mod network;
+mod promote;
 mod recovery;
 mod shorten;
 mod snapshots;
+mod tree;
 
 use std::{sync::Arc, time::Duration};
 

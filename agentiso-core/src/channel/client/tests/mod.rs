@@ -6,3 +6,4 @@ mod files;
 mod hello;
 mod replies;
 mod serial;
+mod walk;
