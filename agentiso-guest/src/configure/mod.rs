@@ -1,45 +1,59 @@
-//! Gives the machine its identity: host name, machine id, network, clock, entropy, disk size.
+//! Gives the machine its identity: host name, machine id, network, entropy, disk size, clock; and lets its hooks know.
 
+mod hooks;
 mod identity;
 mod netlink;
 mod network;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::linux::fs::MetadataExt;
+use std::time::{Duration, Instant};
 
 use agentiso_guest::limits::MAX_ENTROPY_BYTES;
-use agentiso_guest::message::Configuration;
+use agentiso_guest::message::{Configuration, Reply};
 use rustix::time::{ClockId, Timespec, clock_settime};
 
 pub(crate) use identity::adopt_host_name;
 pub(crate) use network::loopback_up;
 
-use crate::failure::Failure;
+use crate::agent::Agent;
+use crate::exec::adopt_stranded;
+use crate::failure::{Failure, Stop};
+use crate::serve::Connection;
 use crate::sys::ioctl;
 
 /// Puts a configuration into force. Everything is checked before anything is changed.
 ///
+/// The order: connections of another life end (in a clone), host name, machine id, network, entropy, disk, clock, hooks.
+/// The clock is late because the time that the steps before it take need not be accounted for then.
+///
 /// # Errors
-/// The first part that is wrong, or that the system refused; what came before it in the order of
-/// [`Configuration`]'s fields is in force then.
-pub(crate) fn apply(configuration: &Configuration) -> Result<(), Failure> {
+/// The first part that is wrong, or that the system refused; what came before it is in force then. Or the connection is
+/// lost.
+pub(crate) fn apply(
+    agent: &Agent,
+    connection: &mut Connection,
+    configuration: &Configuration,
+) -> Result<Reply, Stop> {
+    // The request was complete with the last bytes that came.
+    let read_at = connection.last_input();
     let hostname = configuration.hostname.as_deref().map(identity::check_host_name).transpose()?;
     let machine_id = configuration.machine_id.as_deref().map(identity::check_machine_id).transpose()?;
     let network = configuration.network.as_ref().map(network::check).transpose()?;
     let time = configuration.time_ns.map(check_time).transpose()?;
     let entropy = configuration.entropy.as_deref().map(check_entropy).transpose()?;
+    if configuration.clone {
+        agent.sessions.detach_others(connection.member())?;
+        adopt_stranded(agent);
+    }
     if let Some(name) = hostname {
         identity::set_host_name(name)?;
     }
-    if let Some(id) = machine_id {
+    if let Some(id) = &machine_id {
         identity::set_machine_id(id)?;
     }
     if let Some(network) = network {
         network::set(&network)?;
-    }
-    if let Some(time) = time {
-        clock_settime(ClockId::Realtime, time)
-            .map_err(|error| Failure::system("setting the clock", error))?;
     }
     if let Some(entropy) = entropy {
         add_entropy(&entropy)?;
@@ -47,7 +61,39 @@ pub(crate) fn apply(configuration: &Configuration) -> Result<(), Failure> {
     if configuration.grow_root {
         grow_root()?;
     }
-    Ok(())
+    if let Some(time) = time {
+        set_clock(time, read_at)?;
+    }
+    if configuration.run_hooks {
+        let uname = rustix::system::uname();
+        let own_name = uname.nodename().to_string_lossy();
+        let own_id = fs::read_to_string("/etc/machine-id").unwrap_or_default();
+        let hostname = hostname.unwrap_or(&own_name);
+        let machine_id = machine_id.as_deref().unwrap_or(own_id.trim());
+        hooks::run(agent, connection, &hooks::Identity { hostname, machine_id })?;
+    }
+    Ok(Reply::Configured {
+        realtime_ns: nanoseconds(ClockId::Realtime),
+        monotonic_ns: nanoseconds(ClockId::Monotonic),
+        elapsed_ns: u64::try_from(read_at.elapsed().as_nanos()).unwrap_or(u64::MAX),
+    })
+}
+
+/// Sets the wall clock to the time that was right when the request was read.
+fn set_clock(time: Timespec, read_at: Instant) -> Result<(), Failure> {
+    let now = Duration::try_from(time)
+        .ok()
+        .and_then(|time| time.checked_add(read_at.elapsed()))
+        .and_then(|now| Timespec::try_from(now).ok())
+        .ok_or_else(|| Failure::invalid("setting the clock: the time is out of range"))?;
+    clock_settime(ClockId::Realtime, now).map_err(|error| Failure::system("setting the clock", error))
+}
+
+fn nanoseconds(clock: ClockId) -> u64 {
+    let now = rustix::time::clock_gettime(clock);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+    let nanoseconds = u64::try_from(now.tv_nsec).unwrap_or_default();
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
 }
 
 fn check_time(nanoseconds: u64) -> Result<Timespec, Failure> {

@@ -2,6 +2,7 @@
 //! newest of it, and asked for by number.
 
 mod job;
+mod kept;
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -13,11 +14,13 @@ use agentiso_guest::limits::{MAX_FINISHED_JOBS, MAX_RUNNING_JOBS};
 use agentiso_guest::message::{Command, ErrorCode, Input, Reply};
 use rustix::event::PollFlags;
 
-pub(crate) use job::{Job, Stream};
+pub(crate) use job::{Job, Orphan, Stream};
+pub(crate) use kept::Kept;
 
 use crate::agent::{Agent, lock};
 use crate::exec::{Prepared, output_pipe};
 use crate::failure::{Failure, Stop};
+use crate::freezer;
 use crate::serve::{Connection, OUTPUT_LIMIT};
 
 /// All jobs that are remembered, by number.
@@ -28,6 +31,10 @@ pub(crate) struct Jobs {
 }
 
 impl Jobs {
+    fn next_id(&self) -> u64 {
+        self.started.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
     fn find(&self, id: u64) -> Result<Arc<Job>, Failure> {
         lock(&self.table).get(&id).cloned().ok_or_else(|| {
             Failure::new(ErrorCode::NotFound, format!("there is no job {id}; it may have been forgotten"))
@@ -39,8 +46,13 @@ impl Jobs {
 ///
 /// # Errors
 /// The command cannot be started, or too many jobs run.
-pub(crate) fn start(agent: &Agent, command: &Command) -> Result<Reply, Failure> {
+pub(crate) fn start(
+    agent: &Agent,
+    connection: &mut Connection,
+    command: &Command,
+) -> Result<Reply, Stop> {
     let prepared = Prepared::new(agent, command, false)?;
+    let entry = freezer::enter(agent, connection)?;
     let (stdout, stdout_of_child) = output_pipe()?;
     let (stderr, stderr_of_child) = output_pipe()?;
     let mut table = lock(&agent.jobs.table);
@@ -49,18 +61,37 @@ pub(crate) fn start(agent: &Agent, command: &Command) -> Result<Reply, Failure> 
         return Err(Failure::new(
             ErrorCode::Exhausted,
             format!("{running} background jobs run already, the most there can be; end one first"),
-        ));
+        )
+        .into());
     }
     // Under the lock, so that no more than the limit can start at once.
     let stdio = [agent.null.as_fd(), stdout_of_child.as_fd(), stderr_of_child.as_fd()];
-    let child = prepared.start(agent, stdio, false)?;
-    let id = agent.jobs.started.fetch_add(1, Ordering::Relaxed) + 1;
+    let child = prepared.start(agent, entry.as_ref(), stdio, false)?;
+    let id = agent.jobs.next_id();
     let job = Arc::new(Job::new(id, child, [stdout, stderr], &command.argv));
     table.insert(id, Arc::clone(&job));
     forget_oldest(&mut table);
     drop(table);
     agent.keeper.keep_job(&job);
     Ok(Reply::Job { job: job.describe() })
+}
+
+/// Makes a job of a command whose connection is gone. However many run: it runs already.
+pub(crate) fn adopt(agent: &Agent, mut orphan: Orphan) {
+    let (input, deadline) = (orphan.input.take(), orphan.deadline);
+    let mut table = lock(&agent.jobs.table);
+    let id = agent.jobs.next_id();
+    let job = Arc::new(Job::adopt(id, orphan));
+    table.insert(id, Arc::clone(&job));
+    forget_oldest(&mut table);
+    drop(table);
+    agent.keeper.keep_job(&job);
+    if let Some(deadline) = deadline {
+        agent.keeper.end_job_at(&job, deadline);
+    }
+    if let Some((fd, bytes)) = input {
+        agent.keeper.feed(fd, bytes);
+    }
 }
 
 fn forget_oldest(table: &mut BTreeMap<u64, Arc<Job>>) {

@@ -3,6 +3,7 @@
 
 mod archives;
 mod client;
+mod clones;
 mod commands;
 mod environment;
 mod files;

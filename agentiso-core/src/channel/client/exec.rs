@@ -144,7 +144,7 @@ pub struct ExecStream {
 
 impl ExecStream {
     fn new(session: Session, limit: Option<Duration>, stdin: bool) -> Self {
-        let Session { replies, inputs } = session;
+        let Session { replies, inputs, .. } = session;
         let input = ExecInput { call: replies.call(), inputs, accepts_stdin: stdin };
         let deadline = limit.map(|limit| (Instant::now() + limit, limit));
         Self { input, events: ExecEvents { replies, deadline, stage: Stage::Begun } }

@@ -8,10 +8,11 @@
 //! - `session.rs`, `halves.rs`: frames over a connection that is read and written at once.
 //! - `exec.rs`, `collect.rs`: running commands, streamed or collected; `jobs.rs`: background jobs.
 //! - `files.rs`, `data.rs`: files and archives.
-//! - `control.rs`: environment, identity, freezing, flushing, shutdown.
+//! - `configure.rs`: identity and clock; `control.rs`: environment, freezing, flushing, shutdown.
 //! - `error.rs`, `text.rs`: errors, and a guest's text made fit to be shown.
 
 mod collect;
+mod configure;
 mod control;
 mod data;
 mod error;
@@ -28,13 +29,14 @@ mod text;
 use std::{sync::Arc, time::Duration};
 
 pub use agentiso_guest::message::{
-    Command, Compression, Configuration, Entry, EntryKind, ErrorCode, Exit, GuestInfo, Job,
+    Command, Compression, Entry, EntryKind, ErrorCode, Exit, GuestInfo, Job,
     NetworkConfiguration, TtySize,
 };
 use agentiso_guest::message::{Reply, Request};
 
 pub use self::{
     collect::{CollectOptions, DEFAULT_EXEC_TIMEOUT, DEFAULT_MAX_OUTPUT_BYTES, ExecOutput},
+    configure::{Configure, ConfigureReport},
     data::{DataSink, DataStream},
     error::{GuestError, ProtocolError},
     exec::{ExecEvent, ExecEvents, ExecInput, ExecSpec, ExecStream, exit_status},

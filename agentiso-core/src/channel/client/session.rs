@@ -25,6 +25,8 @@ const LARGEST_READ: usize = 64 * 1024;
 pub(super) struct Session {
     pub(super) replies: ReplyReader,
     pub(super) inputs: InputWriter,
+    /// When the request was made.
+    pub(super) sent: std::time::Instant,
 }
 
 /// Reads what the agent says. Holds at most one message and its payload.
@@ -159,11 +161,6 @@ impl InputWriter {
         frame::encode(self.half.buffer(), input, payload, self.nonce)
     }
 
-    /// Puts the request where the next drain finds it.
-    pub(super) fn put_request(&mut self, request: &[u8]) {
-        self.half.buffer().extend_from_slice(request);
-    }
-
     /// Sends what is in the buffer, if that takes no longer than `limit`.
     pub(super) async fn drain_within(&mut self, limit: Duration) -> Result<(), GuestError> {
         match timeout(limit, self.half.drain()).await {
@@ -192,6 +189,7 @@ pub(super) fn kind(reply: &Reply) -> &'static str {
         Reply::Entries { .. } => "\"entries\"",
         Reply::Entry { .. } => "\"entry\"",
         Reply::Info { .. } => "\"info\"",
+        Reply::Configured { .. } => "\"configured\"",
         Reply::Done => "\"done\"",
         Reply::Error { .. } => "\"error\"",
     }

@@ -129,12 +129,12 @@ async fn hello_is_sent_again_every_half_second_with_the_same_nonce() {
             }
             let nonce = agent.hello().await;
             agent.welcome(nonce).await;
-            assert_eq!(agent.request().await, Request::Thaw);
+            assert_eq!(agent.request().await, Request::EnvClear);
             agent.reply(Reply::Done).await;
         }
     });
 
-    client.thaw().await.unwrap();
+    client.env_clear().await.unwrap();
 
     let seen = seen.lock().unwrap();
     let times: Vec<_> = seen.iter().map(|(_, at)| at.as_millis()).collect();
@@ -175,7 +175,7 @@ async fn only_lane_is_kept_however_long_it_is_silent() {
         agent.reply(Reply::Done).await;
     });
 
-    client.thaw().await.unwrap();
+    client.env_clear().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
