@@ -154,6 +154,11 @@ impl Agent {
         hello.hello
     }
 
+    /// Whether the last hello said that its request follows.
+    pub(super) fn is_announced(&self) -> bool {
+        self.announced
+    }
+
     /// Takes a hello and welcomes it.
     pub(super) async fn accept(&mut self) {
         let nonce = self.hello().await;
