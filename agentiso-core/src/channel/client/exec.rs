@@ -213,6 +213,9 @@ impl ExecEvents {
         if matches!(event, Err(_) | Ok(ExecEvent::Exited(_))) {
             self.stage = Stage::Over;
         }
+        if matches!(event, Ok(ExecEvent::Exited(_))) {
+            self.replies.release();
+        }
         event.map(Some)
     }
 

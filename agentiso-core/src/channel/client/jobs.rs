@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use agentiso_guest::{
-    limits::{JOB_OUTPUT_BYTES, MAX_FINISHED_JOBS, MAX_RUNNING_JOBS},
+    limits::{JOB_OUTPUT_BYTES, MAX_CONNECTIONS, MAX_FINISHED_JOBS, MAX_RUNNING_JOBS},
     message::{Command, Job, Reply, Request},
 };
 
@@ -10,8 +10,8 @@ use super::{
     session::kind,
 };
 
-/// Jobs that an agent can have.
-const MAX_JOBS: usize = MAX_RUNNING_JOBS + MAX_FINISHED_JOBS;
+/// Jobs that an agent can have; in a clone, what its connections ran too.
+const MAX_JOBS: usize = MAX_RUNNING_JOBS + MAX_FINISHED_JOBS + MAX_CONNECTIONS;
 
 /// Longest list of jobs, in bytes: each with 256 bytes of command, every one escaped, and its numbers.
 const JOBS_REPLY: u32 = 2 * 1024 * 1024;

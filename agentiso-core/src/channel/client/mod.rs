@@ -1,10 +1,11 @@
 //! The typed client of a machine's agent: what a guest can be asked to do, over any [`GuestChannel`].
 //!
-//! Each operation is one fresh connection, opened with a hello, so that none waits for another and no answer is ever
+//! Each operation is one connection, opened with a hello of its own, so that none waits for another and no answer is ever
 //! taken for that of another one. A guest may say anything at any time: every reply is checked against what is due,
 //! every size is bounded, every wait has a deadline. Dropping a future or a stream closes its connection.
 //!
 //! - `open.rs`: the hello, lanes that stay silent, requests that may be sent along with the hello.
+//! - `idle.rs`: channels that stay open for the next connection.
 //! - `session.rs`, `halves.rs`: frames over a connection that is read and written at once.
 //! - `exec.rs`, `collect.rs`: running commands, streamed or collected; `jobs.rs`: background jobs.
 //! - `files.rs`, `data.rs`: files and archives.
@@ -19,6 +20,7 @@ mod error;
 mod exec;
 mod files;
 mod halves;
+mod idle;
 mod jobs;
 mod open;
 mod session;
@@ -69,6 +71,7 @@ pub struct GuestClient {
     record: ChannelRecord,
     lane: Lane,
     connect_limit: Duration,
+    idle: idle::IdleStreams,
 }
 
 impl std::fmt::Debug for GuestClient {
@@ -84,7 +87,7 @@ impl std::fmt::Debug for GuestClient {
 impl GuestClient {
     /// A client of the agent behind this channel. Connects to nothing yet.
     pub fn new(channel: Arc<dyn GuestChannel>, record: ChannelRecord) -> Self {
-        Self { channel, record, lane: Lane::Work, connect_limit: CONNECT_LIMIT }
+        Self { channel, record, lane: Lane::Work, connect_limit: CONNECT_LIMIT, idle: idle::IdleStreams::default() }
     }
 
     /// The same, with the lane that users' work leaves free. Signals to jobs, configure, freeze, thaw, sync and
@@ -146,6 +149,7 @@ impl GuestClient {
     ) -> Result<(Call, Reply), GuestError> {
         let mut session = self.open(operation, request, SHORT_REPLY).await?;
         let frame = session.replies.next_within(limit).await?;
+        session.replies.release();
         Ok((session.replies.call(), frame.message))
     }
 

@@ -17,6 +17,7 @@ use super::{
     CHUNK_DEADLINE, GuestClient,
     error::{Call, GuestError},
     halves::{ReadHalf, WriteHalf, split},
+    idle::IdleStreams,
     session::{InputWriter, ReplyReader, Session},
     text::clean_text,
 };
@@ -119,11 +120,13 @@ impl GuestClient {
         let mut patience = LANE_PATIENCE;
         let mut silent: Option<Opener> = None;
         let mut is_busy = false;
+        // What was kept open and failed is not tried again.
+        let mut may_be_idle = true;
         loop {
             let mut opener = match silent.take() {
                 // As long as its request may still be carried out there, its lane cannot be left.
                 Some(silent) if silent.has_request() && !self.make_void(&silent, deadline).await => silent,
-                silent => match (self.connect(lane, deadline, silent.is_some()).await, silent) {
+                silent => match (self.connect(lane, deadline, silent.is_some(), &mut may_be_idle).await, silent) {
                     (Ok(stream), _) => {
                         let pipelining = std::mem::replace(&mut pipelining, Pipelining::Never);
                         Opener::new(call, stream, request, pipelining)?
@@ -136,7 +139,9 @@ impl GuestClient {
             match opener.run(deadline.min(Instant::now() + patience)).await? {
                 Progress::Welcomed { welcome, rest } => {
                     if is_accepted(call, &welcome)? {
-                        return opener.into_session(request, &welcome, message_limit, &rest).await;
+                        // The lane that is kept for control is given back at once.
+                        let home = (lane == Lane::Work).then(|| self.idle.clone());
+                        return opener.into_session(request, &welcome, message_limit, &rest, home).await;
                     }
                     is_busy = true;
                     sleep(RECONNECT_PAUSE).await;
@@ -187,7 +192,13 @@ impl GuestClient {
         lane: Lane,
         deadline: Instant,
         is_second: bool,
+        may_be_idle: &mut bool,
     ) -> Result<GuestStream, ChannelError> {
+        if std::mem::take(may_be_idle)
+            && let Some(stream) = self.idle.take()
+        {
+            return Ok(stream);
+        }
         let left = deadline.saturating_duration_since(Instant::now());
         let limit = if is_second { left.min(OTHER_LANE_LIMIT) } else { left };
         let connecting = self.channel.connect(&self.record, lane, limit);
@@ -345,6 +356,7 @@ impl Opener {
         welcome: &Welcome,
         message_limit: u32,
         first: &[u8],
+        home: Option<IdleStreams>,
     ) -> Result<Session, GuestError> {
         let Self { call, reader, mut writer, greeting, pipelined, mut sent, .. } = self;
         let is_there = match pipelined {
@@ -360,7 +372,7 @@ impl Opener {
         let mut inputs = InputWriter::new(call, writer, greeting.nonce);
         inputs.drain_within(CHUNK_DEADLINE).await?;
         let welcomes_due = greeting.sent - 1;
-        let replies = ReplyReader::new(call, reader, greeting.nonce, message_limit, first, welcomes_due);
+        let replies = ReplyReader::new(call, reader, greeting.nonce, message_limit, first, welcomes_due, home);
         Ok(Session { replies, inputs, sent })
     }
 }
