@@ -9,7 +9,8 @@ use std::{
 };
 
 use agentiso_core::channel::client::{
-    CollectOptions, Configure, ErrorCode, ExecEvent, ExecSpec, Exit, GuestClient, GuestError, TtySize, WriteOptions,
+    CollectOptions, Configure, ErrorCode, ExecEvent, ExecSpec, Exit, GuestClient, GuestError, TtySize,
+    WriteOptions,
 };
 use agentiso_core::{Config, Host, Workspace, WorkspaceSpec};
 

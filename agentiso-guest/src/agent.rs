@@ -11,9 +11,9 @@ use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::environment::Environment;
+use crate::exec::Stranded;
 use crate::freezer::UserGroup;
 use crate::jobs::Jobs;
-use crate::exec::Stranded;
 use crate::keeper::Keeper;
 use crate::serve::Sessions;
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use agentiso_guest::limits::{HOOKS_LIMIT_MS, HOOK_LIMIT_MS};
+use agentiso_guest::limits::{HOOK_LIMIT_MS, HOOKS_LIMIT_MS};
 use agentiso_guest::message::{Command, ErrorCode, Exit, Input};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
@@ -79,7 +79,9 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(Failure::io(format!("running hooks: listing {}", folder.display()), &error)),
+        Err(error) => {
+            return Err(Failure::io(format!("running hooks: listing {}", folder.display()), &error));
+        }
     };
     let mut hooks: Vec<PathBuf> = entries
         .flatten()
@@ -122,7 +124,8 @@ fn run_one(
         env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
         workdir: Some("/".to_owned()),
     };
-    let explain = |failure: Failure| Failure::new(failure.code, format!("running the hook {name}: {failure}"));
+    let explain =
+        |failure: Failure| Failure::new(failure.code, format!("running the hook {name}: {failure}"));
     let prepared = Prepared::clean(&command).map_err(explain)?;
     let (output, output_of_child) = output_pipe()?;
     let stdio = [agent.null.as_fd(), output_of_child.as_fd(), output_of_child.as_fd()];
@@ -165,10 +168,8 @@ fn watch(
     let mut is_open = true;
     loop {
         while connection.next_message::<Input>()?.is_some() {}
-        let others = [
-            is_open.then_some((output.as_fd(), PollFlags::IN)),
-            Some((child.pidfd.as_fd(), PollFlags::IN)),
-        ];
+        let others =
+            [is_open.then_some((output.as_fd(), PollFlags::IN)), Some((child.pidfd.as_fd(), PollFlags::IN))];
         let [printed, ended] = connection.wait(true, others, Some(deadline))?;
         let exit = if ended.is_empty() { None } else { collect(child) };
         if !printed.is_empty() || exit.is_some() {

@@ -44,10 +44,7 @@ impl Prepared {
         Self::with_environment(command, &environment::clean(&command.env))
     }
 
-    fn with_environment(
-        command: &Command,
-        environment: &BTreeMap<String, String>,
-    ) -> Result<Self, Failure> {
+    fn with_environment(command: &Command, environment: &BTreeMap<String, String>) -> Result<Self, Failure> {
         let Some(program) = command.argv.first().filter(|program| !program.is_empty()) else {
             return Err(Failure::invalid("the command is empty: its first argument must be a program"));
         };

@@ -23,7 +23,7 @@ pub(crate) struct Stranded {
 /// Its connection was lost so.
 pub(super) fn lose(agent: &Agent, orphan: Orphan, lost: &Lost) {
     if matches!(lost, Lost::Detached) {
-        jobs::adopt(agent, orphan);
+        adopt(agent, orphan);
         return;
     }
     // Held until the command is in the list: nobody thaws meanwhile, and so nobody misses it.
@@ -37,7 +37,14 @@ pub(super) fn lose(agent: &Agent, orphan: Orphan, lost: &Lost) {
 /// The machine is a clone: what is stranded goes on as background jobs.
 pub(crate) fn adopt_stranded(agent: &Agent) {
     for orphan in std::mem::take(&mut *lock(&agent.stranded.commands)) {
-        jobs::adopt(agent, orphan);
+        adopt(agent, orphan);
+    }
+}
+
+/// Makes it a job; where there are too many, it has lost its connection as any other.
+fn adopt(agent: &Agent, orphan: Orphan) {
+    if let Err(orphan) = jobs::adopt(agent, orphan) {
+        hang_up(agent, *orphan);
     }
 }
 

@@ -90,7 +90,12 @@ impl Streams {
 
     /// The command as it goes on without its connection. What it was sent it still gets, and then the end of its input;
     /// a terminal stays open.
-    pub(super) fn into_orphan(mut self, child: Spawned, argv: &[String], deadline: Option<Instant>) -> Orphan {
+    pub(super) fn into_orphan(
+        mut self,
+        child: Spawned,
+        argv: &[String],
+        deadline: Option<Instant>,
+    ) -> Orphan {
         let input = if self.waiting.is_empty() {
             None
         } else {

@@ -23,6 +23,9 @@ use crate::failure::{Failure, Stop};
 use crate::freezer;
 use crate::serve::{Connection, OUTPUT_LIMIT};
 
+/// Most jobs that there are at once, ended ones included.
+const MAX_JOBS: usize = MAX_RUNNING_JOBS + MAX_FINISHED_JOBS;
+
 /// All jobs that are remembered, by number.
 #[derive(Debug, Default)]
 pub(crate) struct Jobs {
@@ -46,11 +49,7 @@ impl Jobs {
 ///
 /// # Errors
 /// The command cannot be started, or too many jobs run.
-pub(crate) fn start(
-    agent: &Agent,
-    connection: &mut Connection,
-    command: &Command,
-) -> Result<Reply, Stop> {
+pub(crate) fn start(agent: &Agent, connection: &mut Connection, command: &Command) -> Result<Reply, Stop> {
     let prepared = Prepared::new(agent, command, false)?;
     let entry = freezer::enter(agent, connection)?;
     let (stdout, stdout_of_child) = output_pipe()?;
@@ -76,10 +75,16 @@ pub(crate) fn start(
     Ok(Reply::Job { job: job.describe() })
 }
 
-/// Makes a job of a command whose connection is gone. However many run: it runs already.
-pub(crate) fn adopt(agent: &Agent, mut orphan: Orphan) {
-    let (input, deadline) = (orphan.input.take(), orphan.deadline);
+/// Makes a job of a command whose connection is gone, even if as many jobs run as may be started: it runs already.
+///
+/// # Errors
+/// There are as many jobs as can be listed, and all of them run. The command is given back.
+pub(crate) fn adopt(agent: &Agent, mut orphan: Orphan) -> Result<(), Box<Orphan>> {
     let mut table = lock(&agent.jobs.table);
+    if table.values().filter(|job| job.is_running()).count() >= MAX_JOBS {
+        return Err(Box::new(orphan));
+    }
+    let (input, deadline) = (orphan.input.take(), orphan.deadline);
     let id = agent.jobs.next_id();
     let job = Arc::new(Job::adopt(id, orphan));
     table.insert(id, Arc::clone(&job));
@@ -92,11 +97,15 @@ pub(crate) fn adopt(agent: &Agent, mut orphan: Orphan) {
     if let Some((fd, bytes)) = input {
         agent.keeper.feed(fd, bytes);
     }
+    Ok(())
 }
 
+/// Forgets what ended first, so that no more are remembered than may be, ended or in all.
 fn forget_oldest(table: &mut BTreeMap<u64, Arc<Job>>) {
     let finished: Vec<u64> = table.iter().filter(|(_, job)| !job.is_running()).map(|(id, _)| *id).collect();
-    for id in &finished[..finished.len().saturating_sub(MAX_FINISHED_JOBS)] {
+    let running = table.len() - finished.len();
+    let remembered = MAX_FINISHED_JOBS.min(MAX_JOBS.saturating_sub(running));
+    for id in &finished[..finished.len().saturating_sub(remembered)] {
         table.remove(id);
     }
 }

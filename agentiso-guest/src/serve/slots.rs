@@ -64,7 +64,8 @@ fn serve_port(agent: &Arc<Agent>, path: &Path) {
             continue;
         };
         // A fault of the agent's own ends the connection, never the slot.
-        let served = catch_unwind(AssertUnwindSafe(|| serve_open_port(agent, &mut connection, between, &mut last)));
+        let served =
+            catch_unwind(AssertUnwindSafe(|| serve_open_port(agent, &mut connection, between, &mut last)));
         between = served.unwrap_or(Between::Unknown);
         // Closing the port discards what it holds.
     }

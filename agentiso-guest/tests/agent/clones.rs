@@ -59,7 +59,8 @@ fn running(agent: &Agent, line: &str, stdin: bool, tty: Option<TtySize>) -> Conn
 fn command_of_a_lost_connection_goes_on_as_a_job_in_a_clone() {
     let agent = Agent::start();
     let go = agent.text_path("go");
-    let line = format!("echo ready; echo err >&2; until test -e {go}; do sleep 0.02; done; echo after; exit 5");
+    let line =
+        format!("echo ready; echo err >&2; until test -e {go}; do sleep 0.02; done; echo after; exit 5");
     let mut connection = running(&agent, &line, false, None);
     connection.read_until("err");
 
@@ -98,8 +99,7 @@ fn command_on_a_terminal_goes_on_with_its_terminal() {
 fn input_that_was_sent_still_arrives_and_then_ends() {
     let agent = Agent::start();
     let go = agent.text_path("go");
-    let line =
-        format!("trap 'echo caught' USR1; echo ready; until test -e {go}; do sleep 0.02; done; wc -c");
+    let line = format!("trap 'echo caught' USR1; echo ready; until test -e {go}; do sleep 0.02; done; wc -c");
     let mut connection = running(&agent, &line, true, None);
     // More than a pipe holds, so that the rest waits in the agent. That it has come there shows in what comes behind it.
     connection.stdin(&[b'x'; 200_000]);
@@ -118,7 +118,8 @@ fn input_that_was_sent_still_arrives_and_then_ends() {
 fn only_the_newest_output_is_kept_and_all_of_it_is_counted() {
     let agent = Agent::start();
     let go = agent.text_path("go");
-    let line = format!("head -c 400000 /dev/zero; echo ready; until test -e {go}; do sleep 0.02; done; echo end");
+    let line =
+        format!("head -c 400000 /dev/zero; echo ready; until test -e {go}; do sleep 0.02; done; echo end");
     let _connection = running(&agent, &line, false, None);
 
     become_clone(&agent);

@@ -9,3 +9,4 @@ mod environment;
 mod files;
 mod jobs;
 mod protocol;
+mod requests;

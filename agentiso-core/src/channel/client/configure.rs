@@ -137,7 +137,8 @@ fn compare(took: Duration, now: SystemTime, realtime_ns: u64, elapsed_ns: u64) -
 
 impl From<Configure> for Configuration {
     fn from(configure: Configure) -> Self {
-        let Configure { hostname, machine_id, network, entropy, set_clock, grow_root, clone, run_hooks } = configure;
+        let Configure { hostname, machine_id, network, entropy, set_clock, grow_root, clone, run_hooks } =
+            configure;
         // The present is filled in when the request is sent.
         let time_ns = set_clock.then_some(0);
         Self { hostname, machine_id, network, time_ns, entropy, grow_root, clone, run_hooks }

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use agentiso_guest::{
-    limits::{JOB_OUTPUT_BYTES, MAX_CONNECTIONS, MAX_FINISHED_JOBS, MAX_RUNNING_JOBS},
+    limits::{JOB_OUTPUT_BYTES, MAX_FINISHED_JOBS, MAX_RUNNING_JOBS},
     message::{Command, Job, Reply, Request},
 };
 
@@ -10,8 +10,8 @@ use super::{
     session::kind,
 };
 
-/// Jobs that an agent can have; in a clone, what its connections ran too.
-const MAX_JOBS: usize = MAX_RUNNING_JOBS + MAX_FINISHED_JOBS + MAX_CONNECTIONS;
+/// Jobs that an agent can have.
+const MAX_JOBS: usize = MAX_RUNNING_JOBS + MAX_FINISHED_JOBS;
 
 /// Longest list of jobs, in bytes: each with 256 bytes of command, every one escaped, and its numbers.
 const JOBS_REPLY: u32 = 2 * 1024 * 1024;
@@ -34,7 +34,11 @@ impl GuestClient {
     /// See [`GuestError`]; a program that does not exist is [`GuestError::Refused`].
     pub async fn job_start(&self, command: Command) -> Result<Job, GuestError> {
         let request = Request::JobStart { command };
-        let (call, reply) = self.ask("start a background job", &request, CHUNK_DEADLINE).await?;
+        let (call, reply) = self
+            .ask("start a background job", &request, CHUNK_DEADLINE, |reply| {
+                matches!(reply, Reply::Job { .. })
+            })
+            .await?;
         match reply {
             Reply::Job { job } => Ok(clean(job)),
             other => Err(call.unexpected(kind(&other))),

@@ -31,8 +31,7 @@ mod text;
 use std::{sync::Arc, time::Duration};
 
 pub use agentiso_guest::message::{
-    Command, Compression, Entry, EntryKind, ErrorCode, Exit, GuestInfo, Job,
-    NetworkConfiguration, TtySize,
+    Command, Compression, Entry, EntryKind, ErrorCode, Exit, GuestInfo, Job, NetworkConfiguration, TtySize,
 };
 use agentiso_guest::message::{Reply, Request};
 
@@ -87,7 +86,13 @@ impl std::fmt::Debug for GuestClient {
 impl GuestClient {
     /// A client of the agent behind this channel. Connects to nothing yet.
     pub fn new(channel: Arc<dyn GuestChannel>, record: ChannelRecord) -> Self {
-        Self { channel, record, lane: Lane::Work, connect_limit: CONNECT_LIMIT, idle: idle::IdleStreams::default() }
+        Self {
+            channel,
+            record,
+            lane: Lane::Work,
+            connect_limit: CONNECT_LIMIT,
+            idle: idle::IdleStreams::default(),
+        }
     }
 
     /// The same, with the lane that users' work leaves free. Signals to jobs, configure, freeze, thaw, sync and
@@ -129,7 +134,11 @@ impl GuestClient {
     /// # Errors
     /// See [`GuestError`]. Nothing in the guest is changed.
     pub async fn info(&self) -> Result<GuestInfo, GuestError> {
-        let (call, reply) = self.ask("ask what the guest is", &Request::Info, CHUNK_DEADLINE).await?;
+        let (call, reply) = self
+            .ask("ask what the guest is", &Request::Info, CHUNK_DEADLINE, |reply| {
+                matches!(reply, Reply::Info { .. })
+            })
+            .await?;
         match reply {
             Reply::Info { info } => Ok(GuestInfo {
                 kernel: clean_text(&info.kernel),
@@ -140,16 +149,20 @@ impl GuestClient {
         }
     }
 
-    /// Carries out a request that has one short reply.
+    /// Carries out a request that has one short reply; `due` says which.
     async fn ask(
         &self,
         operation: &'static str,
         request: &Request,
         limit: Duration,
+        due: fn(&Reply) -> bool,
     ) -> Result<(Call, Reply), GuestError> {
         let mut session = self.open(operation, request, SHORT_REPLY).await?;
         let frame = session.replies.next_within(limit).await?;
-        session.replies.release();
+        // Whoever answers what is not due is not trusted with another operation.
+        if due(&frame.message) {
+            session.replies.release();
+        }
         Ok((session.replies.call(), frame.message))
     }
 
@@ -160,7 +173,7 @@ impl GuestClient {
         request: Request,
         limit: Duration,
     ) -> Result<(), GuestError> {
-        match self.ask(operation, &request, limit).await? {
+        match self.ask(operation, &request, limit, |reply| *reply == Reply::Done).await? {
             (_, Reply::Done) => Ok(()),
             (call, other) => Err(call.unexpected(kind(&other))),
         }

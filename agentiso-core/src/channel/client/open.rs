@@ -126,15 +126,19 @@ impl GuestClient {
             let mut opener = match silent.take() {
                 // As long as its request may still be carried out there, its lane cannot be left.
                 Some(silent) if silent.has_request() && !self.make_void(&silent, deadline).await => silent,
-                silent => match (self.connect(lane, deadline, silent.is_some(), &mut may_be_idle).await, silent) {
-                    (Ok(stream), _) => {
-                        let pipelining = std::mem::replace(&mut pipelining, Pipelining::Never);
-                        Opener::new(call, stream, request, pipelining)?
+                silent => {
+                    match (self.connect(lane, deadline, silent.is_some(), &mut may_be_idle).await, silent) {
+                        (Ok(stream), _) => {
+                            let pipelining = std::mem::replace(&mut pipelining, Pipelining::Never);
+                            Opener::new(call, stream, request, pipelining)?
+                        }
+                        // No other lane: stay with this one.
+                        (Err(ChannelError::Busy { .. } | ChannelError::NoAnswer { .. }), Some(silent)) => {
+                            silent
+                        }
+                        (Err(error), _) => return Err(call.channel(error)),
                     }
-                    // No other lane: stay with this one.
-                    (Err(ChannelError::Busy { .. } | ChannelError::NoAnswer { .. }), Some(silent)) => silent,
-                    (Err(error), _) => return Err(call.channel(error)),
-                },
+                }
             };
             match opener.run(deadline.min(Instant::now() + patience)).await? {
                 Progress::Welcomed { welcome, rest } => {
@@ -372,7 +376,8 @@ impl Opener {
         let mut inputs = InputWriter::new(call, writer, greeting.nonce);
         inputs.drain_within(CHUNK_DEADLINE).await?;
         let welcomes_due = greeting.sent - 1;
-        let replies = ReplyReader::new(call, reader, greeting.nonce, message_limit, first, welcomes_due, home);
+        let replies =
+            ReplyReader::new(call, reader, greeting.nonce, message_limit, first, welcomes_due, home);
         Ok(Session { replies, inputs, sent })
     }
 }
@@ -385,7 +390,10 @@ fn put_request(call: Call, out: &mut Vec<u8>, request: &Request) -> Result<(), G
             let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             let now = u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX);
             let time_ns = Some(now.saturating_add(ahead));
-            encode_plain(out, &Request::Configure(Box::new(Configuration { time_ns, ..(**configuration).clone() })))
+            encode_plain(
+                out,
+                &Request::Configure(Box::new(Configuration { time_ns, ..(**configuration).clone() })),
+            )
         }
         _ => encode_plain(out, request),
     };
