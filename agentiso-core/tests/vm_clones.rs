@@ -36,7 +36,7 @@ async fn shell(guest: &GuestClient, line: &str) -> String {
 }
 
 async fn write_program(guest: &GuestClient, path: &str, text: &str) {
-    let options = WriteOptions { mode: Some(0o755), parents: true, ..WriteOptions::default() };
+    let options = WriteOptions { mode: Some(0o755), parents: true };
     guest.write_file(path, options, &mut text.as_bytes()).await.unwrap();
 }
 

@@ -7,6 +7,8 @@ mod network;
 
 use std::fs::{self, File};
 use std::os::linux::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use agentiso_guest::limits::MAX_ENTROPY_BYTES;
@@ -16,7 +18,7 @@ use rustix::time::{ClockId, Timespec, clock_settime};
 pub(crate) use identity::adopt_host_name;
 pub(crate) use network::loopback_up;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, lock};
 use crate::exec::adopt_stranded;
 use crate::failure::{Failure, Stop};
 use crate::serve::Connection;
@@ -127,10 +129,25 @@ fn add_entropy(entropy: &[u8]) -> Result<(), Failure> {
     ioctl::add_entropy(&random, entropy).map_err(|error| failed(error.into()))
 }
 
+/// The disk of the root file system, and the size in bytes that the file system was grown to.
+///
+/// It is in memory, and so in every copy of the machine: one whose disk is as large need not look again.
+static GROWN: Mutex<Option<(PathBuf, u64)>> = Mutex::new(None);
+
 /// Grows the root file system to its disk, if the disk is larger.
 fn grow_root() -> Result<(), Failure> {
     let doing = "growing the root file system";
     let failed = |error: std::io::Error| Failure::io(doing, &error);
+    let size_of = |path: &Path| {
+        let disk = File::open(path).map_err(failed)?;
+        ioctl::block_device_bytes(&disk).map_err(|error| Failure::system(doing, error))
+    };
+    let mut grown = lock(&GROWN);
+    if let Some((path, bytes)) = &*grown
+        && size_of(path) == Ok(*bytes)
+    {
+        return Ok(());
+    }
     let root = File::open("/").map_err(failed)?;
     let device_number = root.metadata().map_err(failed)?.st_dev();
     let (major, minor) = (rustix::fs::major(device_number), rustix::fs::minor(device_number));
@@ -139,11 +156,13 @@ fn grow_root() -> Result<(), Failure> {
     let name = uevent.lines().find_map(|line| line.strip_prefix("DEVNAME=")).ok_or_else(|| {
         Failure::new(agentiso_guest::message::ErrorCode::NotFound, format!("{doing}: its disk has no name"))
     })?;
-    let disk = File::open(format!("/dev/{name}")).map_err(failed)?;
-    let bytes = ioctl::block_device_bytes(&disk).map_err(|error| Failure::system(doing, error))?;
+    let path = Path::new("/dev").join(name);
+    let bytes = size_of(&path)?;
     let size = rustix::fs::statvfs("/").map_err(|error| Failure::system(doing, error))?;
     // The kernel accepts the size it has already; it refuses a smaller one.
     let blocks = bytes / size.f_bsize.max(1);
     ioctl::ext4_resize(&root, blocks)
-        .map_err(|error| Failure::system(format!("{doing} to {blocks} blocks"), error))
+        .map_err(|error| Failure::system(format!("{doing} to {blocks} blocks"), error))?;
+    *grown = Some((path, bytes));
+    Ok(())
 }

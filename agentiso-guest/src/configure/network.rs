@@ -85,14 +85,7 @@ pub(super) fn set(network: &Checked) -> Result<(), Failure> {
         .map_err(|error| failed("the address", error))?;
     netlink.set_gateway(card.index, network.gateway).map_err(|error| failed("the default route", error))?;
     let resolv: String = network.name_servers.iter().map(|server| format!("nameserver {server}\n")).collect();
-    let path = Path::new("/etc/resolv.conf");
-    // A copy of a machine mostly has the name servers of the original.
-    if fs::symlink_metadata(path).is_ok_and(|file| file.is_file())
-        && fs::read_to_string(path).is_ok_and(|present| present == resolv)
-    {
-        return Ok(());
-    }
-    write_whole(path, &resolv)
+    write_whole(Path::new("/etc/resolv.conf"), &resolv)
 }
 
 /// At boot: takes the loopback interface up.
