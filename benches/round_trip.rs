@@ -95,7 +95,7 @@ async fn round_trips(guest: &GuestClient, count: usize) -> Result<[Samples; 4], 
 async fn hello(connection: &mut GuestStream) -> Result<(), BoxError> {
     let nonce = Nonce::from_bytes(uuid::Uuid::new_v4().into_bytes());
     let mut bytes = Vec::new();
-    encode_plain(&mut bytes, &Hello { hello: nonce, generation: PROTOCOL_GENERATION })?;
+    encode_plain(&mut bytes, &Hello { hello: nonce, generation: PROTOCOL_GENERATION, request: false })?;
     connection.write_all(&bytes).await?;
     let mut scanner = WelcomeScanner::new(nonce);
     let mut received = [0; 1024];

@@ -313,6 +313,13 @@ pub(super) struct Draft<'a> {
     pub(super) memory: Option<KeptMemory>,
 }
 
+impl<'a> Draft<'a> {
+    /// One of the disk alone, with file systems flushed, that no user sees.
+    pub(super) fn hidden(name: &'a str) -> Self {
+        Self { name, visibility: Visibility::Hidden, crash_consistent: false, memory: None }
+    }
+}
+
 /// What the memory in a snapshot is for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct KeptMemory {
