@@ -45,13 +45,15 @@ pub(super) struct Plan {
     pub(super) forwards: BTreeMap<GuestPort, Option<HostPort>>,
     pub(super) throwaway: bool,
     pub(super) forked_from: Option<ForkOrigin>,
+    /// It is to wait until somebody asks for one like it.
+    pub(super) pooled: bool,
 }
 
 /// A workspace that has a record and a disk, and is not booted yet. Its lock is held: nobody else touches it.
 #[derive(Debug)]
 pub(super) struct Reserved {
     pub(super) record: WorkspaceRecord,
-    lock: WorkspaceLock,
+    pub(super) lock: WorkspaceLock,
 }
 
 impl Engine {
@@ -73,6 +75,9 @@ impl Engine {
         let engine = Arc::clone(self);
         let made = self
             .finish(async move {
+                if let Some(record) = engine.create_from_pool(&image, &spec).await? {
+                    return Ok(record);
+                }
                 let (origin, begin) = engine.beginning(&image, spec.resources, callers.clone()).await?;
                 let plan = Plan {
                     naming: spec.name.map_or(Naming::Any, Naming::Exactly),
@@ -85,6 +90,7 @@ impl Engine {
                     forwards: spec.forwards,
                     throwaway: spec.throwaway,
                     forked_from: None,
+                    pooled: false,
                 };
                 let reserved = engine.reserve(&plan).await?;
                 engine.complete(reserved, &plan, callers).await
@@ -120,7 +126,7 @@ impl Engine {
             forked_from: plan.forked_from.clone(),
             runtime: None,
             boot_time_ms: None,
-            pooled: false,
+            pooled: plan.pooled,
         };
         let inserted = self.insert_named(draft, &plan.naming).await;
         let mut record = match inserted {

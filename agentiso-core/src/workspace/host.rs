@@ -6,6 +6,7 @@ use super::diff::{DiffSpec, DiffStream};
 use super::engine::Engine;
 use super::handle::Workspace;
 use super::info::{Isolation, PruneReport, Pruned, WorkspaceSummary};
+use super::pool::{Pool, PoolSpec};
 use super::spec::WorkspaceSpec;
 use super::tree::TreeNode;
 use crate::backends::Backends;
@@ -73,6 +74,7 @@ impl Host {
         let mut summaries = Vec::with_capacity(rows.len());
         for row in rows {
             match row {
+                Ok(record) if record.pooled => {}
                 Ok(record) => summaries.push(self.engine.summary(&record)),
                 Err(error) => tracing::warn!(%error, "left a damaged record out"),
             }
@@ -122,6 +124,15 @@ impl Host {
     /// Unknown image; a disk too small for it; a machine that does not boot.
     pub async fn warm(&self, image: &str, resources: Resources) -> Result<(), EngineError> {
         self.engine.warm(&ImageName::new(image)?, resources).await
+    }
+
+    /// Keeps machines of an image and size ready, for the creations of this process: they have booted, answered and been
+    /// paused. Returns at once; [`Pool::filled`] waits for them.
+    ///
+    /// # Errors
+    /// Unknown image; a disk too small for it; a size out of bounds.
+    pub async fn pool(&self, spec: PoolSpec) -> Result<Pool, EngineError> {
+        self.engine.pool(spec).await
     }
 
     /// Removes an image and what was made ready from it.
