@@ -49,6 +49,14 @@ pub(super) struct Plan {
     pub(super) pooled: bool,
 }
 
+/// A workspace that was made.
+#[derive(Debug)]
+pub(super) struct Created {
+    pub(super) record: WorkspaceRecord,
+    /// Whether its machine had been waiting.
+    pub(super) from_pool: bool,
+}
+
 /// A workspace that has a record and a disk, and is not booted yet. Its lock is held: nobody else touches it.
 #[derive(Debug)]
 pub(super) struct Reserved {
@@ -58,10 +66,7 @@ pub(super) struct Reserved {
 
 impl Engine {
     /// Makes a workspace from an image and boots it. Abandoned by its caller or failed, it is as if it had never been.
-    pub(super) async fn create(
-        self: &Arc<Self>,
-        spec: WorkspaceSpec,
-    ) -> Result<WorkspaceRecord, EngineError> {
+    pub(super) async fn create(self: &Arc<Self>, spec: WorkspaceSpec) -> Result<Created, EngineError> {
         let image = self.images.find(&spec.image_name()?).await?;
         check_disk(spec.resources.disk_gb, image.bytes, || format!("image {}", image.name))?;
         if let Some(name) = spec.name.clone() {
@@ -76,7 +81,12 @@ impl Engine {
         let made = self
             .finish(async move {
                 if let Some(record) = engine.create_from_pool(&image, &spec).await? {
-                    return Ok(record);
+                    if callers.have_gone() {
+                        let abandoned = EngineError::Abandoned { workspace: record.name.to_string() };
+                        engine.destroy(record.id).await?;
+                        return Err(abandoned);
+                    }
+                    return Ok(Created { record, from_pool: true });
                 }
                 let (origin, begin) = engine.beginning(&image, spec.resources, callers.clone()).await?;
                 let plan = Plan {
@@ -93,7 +103,8 @@ impl Engine {
                     pooled: false,
                 };
                 let reserved = engine.reserve(&plan).await?;
-                engine.complete(reserved, &plan, callers).await
+                let record = engine.complete(reserved, &plan, callers).await?;
+                Ok(Created { record, from_pool: false })
             })
             .await;
         caller.received(made)

@@ -235,6 +235,11 @@ impl Caller {
 }
 
 impl Callers {
+    /// Whether the caller has gone.
+    pub(super) fn have_gone(&self) -> bool {
+        self.0.has_changed().is_err()
+    }
+
     /// Returns when the caller has gone.
     pub(super) async fn gone(&mut self) {
         while self.0.changed().await.is_ok() {}

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::create::Created;
 use super::diff::{DiffSpec, DiffStream};
 use super::engine::Engine;
 use super::handle::Workspace;
@@ -61,8 +62,8 @@ impl Host {
     /// a machine that does not start (the error carries the end of its console).
     pub async fn create(&self, spec: WorkspaceSpec) -> Result<Workspace, EngineError> {
         self.engine.check_policy(&spec.policy)?;
-        let record = self.engine.create(spec).await?;
-        Ok(self.handle(record))
+        let Created { record, from_pool } = self.engine.create(spec).await?;
+        Ok(self.handle(record).taken_from_pool(from_pool))
     }
 
     /// All workspaces, in order of their creation. Takes no lock: it never waits for a machine.

@@ -25,6 +25,7 @@ async fn workspace_is_taken_from_the_pool_which_fills_again() {
     spec.forwards.insert(GuestPort::new(80).unwrap(), None);
     let taken = host.create(spec).await.unwrap();
 
+    assert!(taken.is_from_pool());
     assert_eq!(taken.exec("hostname").await.unwrap().stdout_text(), "a\n");
     let info = taken.info().await.unwrap();
     assert_eq!(info.summary.state, WorkspaceState::Running);
@@ -49,6 +50,7 @@ async fn another_size_is_not_taken_from_the_pool() {
 
     let made = host.create(WorkspaceSpec::new("test").resources(larger)).await.unwrap();
 
+    assert!(!made.is_from_pool());
     assert_eq!(made.info().await.unwrap().summary.resources, larger);
     assert_eq!(pool.ready(), 1);
     pool.close().await;
