@@ -108,7 +108,7 @@ pub struct SnapshotInfo {
     pub memory: bool,
     /// Whether it was taken without the guest having flushed its file systems.
     pub crash_consistent: bool,
-    /// Space it holds on the host, in bytes.
+    /// Space it holds on the host, disk and memory, without what it shares with others, in bytes.
     pub size_bytes: u64,
 }
 

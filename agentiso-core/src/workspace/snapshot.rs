@@ -199,12 +199,33 @@ impl Engine {
         id: WorkspaceId,
         sizes: &BTreeMap<SnapshotId, u64>,
     ) -> Result<Vec<SnapshotInfo>, EngineError> {
-        Ok(self.visible_snapshots(id).await?.into_iter().map(|snapshot| describe(snapshot, sizes)).collect())
+        let mut infos = Vec::new();
+        for snapshot in self.visible_snapshots(id).await? {
+            infos.push(self.describe(snapshot, sizes).await);
+        }
+        Ok(infos)
     }
 
     async fn snapshot_info(&self, record: &WorkspaceRecord, snapshot: SnapshotRecord) -> SnapshotInfo {
         let usage = self.backends.storage.usage(record.disk()).await.unwrap_or_default();
-        describe(snapshot, &usage.snapshots.into_iter().collect())
+        self.describe(snapshot, &usage.snapshots.into_iter().collect()).await
+    }
+
+    /// A snapshot with what it holds on the host, of the disk and of memory.
+    async fn describe(&self, snapshot: SnapshotRecord, disks: &BTreeMap<SnapshotId, u64>) -> SnapshotInfo {
+        let memory_bytes = match snapshot.memory {
+            // One that is not there any more holds nothing; using it will say so.
+            true => self.backends.hypervisor.image(snapshot.id).await.map_or(0, |image| image.unique_bytes),
+            false => 0,
+        };
+        SnapshotInfo {
+            snapshot_id: snapshot.id,
+            size_bytes: disks.get(&snapshot.id).copied().unwrap_or_default() + memory_bytes,
+            name: snapshot.name,
+            created_at: snapshot.created_at,
+            memory: snapshot.memory,
+            crash_consistent: snapshot.crash_consistent,
+        }
     }
 
     pub(super) async fn restore(
@@ -336,15 +357,4 @@ pub(super) enum Visibility {
     Listed,
     /// It only serves a fork.
     Hidden,
-}
-
-fn describe(snapshot: SnapshotRecord, sizes: &BTreeMap<SnapshotId, u64>) -> SnapshotInfo {
-    SnapshotInfo {
-        snapshot_id: snapshot.id,
-        size_bytes: sizes.get(&snapshot.id).copied().unwrap_or_default(),
-        name: snapshot.name,
-        created_at: snapshot.created_at,
-        memory: snapshot.memory,
-        crash_consistent: snapshot.crash_consistent,
-    }
 }
