@@ -1,4 +1,4 @@
-//! The contract of [`MachineMemory`].
+//! The contract of [`MachineMemory`](crate::hypervisor::MachineMemory).
 
 use super::{eventually, hypervisor::HypervisorFixture, through_text};
 use crate::{
