@@ -67,7 +67,7 @@ pub use workspace::{
     Aspect, Change, DiffSide, DiffSpec, DiffStream, Difference, FileState, ForkFailure, ForkOrigin,
     ForkReport, ForkSpec, ForkWorker, Host, Isolation, MAX_FORKS, MAX_SNAPSHOTS, PolicyChange, PortForward,
     PromoteReport, PromoteSpec, PruneReport, Pruned, RestoreReport, RestoreSpec, SnapshotInfo, SnapshotSpec,
-    TreeNode, Workspace, WorkspaceInfo, WorkspaceSpec, WorkspaceState, WorkspaceSummary,
+    Standstill, TreeNode, Workspace, WorkspaceInfo, WorkspaceSpec, WorkspaceState, WorkspaceSummary,
 };
 
 /// The README's example, compiled.

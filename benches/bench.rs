@@ -1,0 +1,21 @@
+//! `cargo bench -p agentiso-benches [-- [--quick] [NAME...]]`. See the library.
+
+use std::process::ExitCode;
+
+use agentiso_benches::Options;
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    // `cargo test --all-targets` starts it too.
+    if !words.iter().any(|word| word == "--bench") {
+        println!("not measured, for this is not `cargo bench`");
+        return ExitCode::SUCCESS;
+    }
+    match Options::parse(words.iter().filter(|word| *word != "--bench")) {
+        Ok(options) => agentiso_benches::run(&options),
+        Err(reason) => {
+            eprintln!("{reason}");
+            ExitCode::from(2)
+        }
+    }
+}
