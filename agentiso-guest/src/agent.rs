@@ -11,9 +11,11 @@ use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::environment::Environment;
+use crate::exec::Stranded;
 use crate::freezer::UserGroup;
 use crate::jobs::Jobs;
 use crate::keeper::Keeper;
+use crate::serve::Sessions;
 
 /// Stack of each thread, in bytes: no thread recurses, and what it never touches costs nothing.
 const THREAD_STACK_BYTES: usize = 256 * 1024;
@@ -28,10 +30,14 @@ pub(crate) struct Agent {
     pub(crate) environment: Environment,
     /// Background jobs.
     pub(crate) jobs: Jobs,
+    /// Commands that lost their connection while user processes were frozen.
+    pub(crate) stranded: Stranded,
     /// Looks after what outlives its connection.
     pub(crate) keeper: Keeper,
     /// Where user work runs, if the system has cgroup v2.
     pub(crate) group: Option<UserGroup>,
+    /// Which connections there are.
+    pub(crate) sessions: Sessions,
     /// Connections being served.
     pub(crate) served: AtomicUsize,
     /// /dev/null, the standard input of commands without one.
@@ -57,8 +63,10 @@ impl Agent {
         Ok(Self {
             environment: Environment::default(),
             jobs: Jobs::default(),
+            stranded: Stranded::default(),
             keeper: Keeper::start()?,
             group,
+            sessions: Sessions::new()?,
             served: AtomicUsize::new(0),
             null,
             open_files: raise_open_files(),

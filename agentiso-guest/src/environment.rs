@@ -124,8 +124,7 @@ impl Environment {
             check_name(name)?;
             check_value(name, value)?;
         }
-        let mut all: BTreeMap<String, String> =
-            BASE.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let mut all = clean(&BTreeMap::new());
         if terminal {
             all.insert("TERM".to_owned(), DEFAULT_TERM.to_owned());
         }
@@ -133,6 +132,14 @@ impl Environment {
         all.extend(request.iter().map(|(name, value)| (name.clone(), value.clone())));
         Ok(all)
     }
+}
+
+/// What every command has, without anything that was set for all of them, and this.
+pub(crate) fn clean(more: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut all: BTreeMap<String, String> =
+        BASE.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    all.extend(more.iter().map(|(name, value)| (name.clone(), value.clone())));
+    all
 }
 
 /// `NAME=value` strings for `execve`. Names and values were checked, so none holds a NUL.

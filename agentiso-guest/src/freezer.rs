@@ -6,13 +6,17 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use agentiso_guest::message::ErrorCode;
-use rustix::event::PollFlags;
+use rustix::event::{EventfdFlags, PollFlags, eventfd};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 
 use crate::agent::{Agent, retry};
+use crate::exec::hang_up_stranded;
 use crate::failure::{Failure, Stop};
 use crate::serve::Connection;
+
+/// How long a command waits for user processes to be thawed: longer than a fork freezes them, shorter than a host waits.
+const FROZEN_LIMIT: Duration = Duration::from_secs(3);
 
 /// A cgroup v2 folder for everything the agent starts; the agent itself is outside of it.
 #[derive(Debug)]
@@ -22,6 +26,8 @@ pub(crate) struct UserGroup {
     /// Whether the group is frozen, or about to be. Starting a process holds it for reading: a process born into a
     /// frozen group would stop before it runs its program, and the thread that starts it with it.
     frozen: RwLock<bool>,
+    /// Readable while it is not.
+    gate: OwnedFd,
 }
 
 impl UserGroup {
@@ -35,7 +41,8 @@ impl UserGroup {
             _ => {}
         }
         let folder = openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        let group = Self { path: path.to_owned(), folder, frozen: RwLock::new(false) };
+        let gate = eventfd(1, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let group = Self { path: path.to_owned(), folder, frozen: RwLock::new(false), gate };
         // A group that an earlier agent left frozen would swallow the first command.
         group.write("cgroup.freeze", "0")?;
         Ok(group)
@@ -52,19 +59,26 @@ impl UserGroup {
         Self::create(&root.join(own).join(format!("agentiso-user-{}", std::process::id()))).ok()
     }
 
-    /// The folder to be born in, held so that the group does not freeze meanwhile.
-    ///
-    /// # Errors
-    /// User processes are frozen.
-    pub(crate) fn enter(&self) -> Result<Entry<'_>, Failure> {
+    /// The folder to be born in, held so that the group does not freeze meanwhile; `None` if it is frozen.
+    pub(crate) fn enter(&self) -> Option<Entry<'_>> {
         let frozen = self.frozen.read().unwrap_or_else(PoisonError::into_inner);
-        if *frozen {
-            return Err(Failure::new(
-                ErrorCode::Conflict,
-                "starting a command: user processes are frozen; thaw them first",
-            ));
-        }
-        Ok(Entry { folder: self.folder.as_fd(), _thawed: frozen })
+        (!*frozen).then_some(Entry { folder: self.folder.as_fd(), _thawed: frozen })
+    }
+
+    /// Keeps the group frozen for as long as the guard lives; `None` if it is not.
+    pub(crate) fn stay_frozen(&self) -> Option<RwLockReadGuard<'_, bool>> {
+        Some(self.frozen.read().unwrap_or_else(PoisonError::into_inner)).filter(|frozen| **frozen)
+    }
+
+    /// Moves a process into the group; it freezes with it.
+    pub(crate) fn take_in(&self, process: i32) -> Result<(), Errno> {
+        self.write("cgroup.procs", &process.to_string())
+    }
+
+    /// Where a group of that name beside this one is.
+    pub(crate) fn sibling(&self, name: &str) -> PathBuf {
+        let own = self.path.file_name().unwrap_or_default().to_string_lossy();
+        self.path.with_file_name(format!("{own}-{name}"))
     }
 
     /// The group's state, and how to wait for its changes.
@@ -80,7 +94,10 @@ impl UserGroup {
     pub(crate) fn thaw(&self) -> Result<(), Errno> {
         let mut frozen = self.frozen.write().unwrap_or_else(PoisonError::into_inner);
         self.write("cgroup.freeze", "0")?;
-        *frozen = false;
+        if std::mem::replace(&mut *frozen, false) {
+            // Adding one to an eventfd fails only when it is readable already.
+            let _ = rustix::io::write(&self.gate, &1_u64.to_ne_bytes());
+        }
         Ok(())
     }
 
@@ -106,6 +123,8 @@ impl UserGroup {
         let mut frozen = self.frozen.write().unwrap_or_else(PoisonError::into_inner);
         self.write("cgroup.freeze", "1")?;
         *frozen = true;
+        // Nothing there to read: it was frozen already.
+        let _ = rustix::io::read(&self.gate, &mut [0; 8]);
         Ok(())
     }
 
@@ -192,7 +211,31 @@ pub(crate) fn freeze(agent: &Agent, connection: &mut Connection, timeout_ms: u64
 /// # Errors
 /// There is no cgroup v2.
 pub(crate) fn thaw(agent: &Agent) -> Result<(), Failure> {
-    group_of(agent)?.thaw().map_err(|error| Failure::system("thawing user processes", error))
+    let thawed = group_of(agent)?.thaw();
+    hang_up_stranded(agent);
+    thawed.map_err(|error| Failure::system("thawing user processes", error))
+}
+
+/// Leave to start a command; `None` where there is no cgroup v2. While user processes are frozen this waits: a machine that
+/// is being forked is frozen for a moment, of which a command that comes in it should notice no more than that.
+///
+/// # Errors
+/// User processes stay frozen, or the connection is lost.
+pub(crate) fn enter<'a>(agent: &'a Agent, connection: &mut Connection) -> Result<Option<Entry<'a>>, Stop> {
+    let Some(group) = &agent.group else { return Ok(None) };
+    let mut deadline = None;
+    loop {
+        if let Some(entry) = group.enter() {
+            return Ok(Some(entry));
+        }
+        let deadline = *deadline.get_or_insert_with(|| Instant::now() + FROZEN_LIMIT);
+        if Instant::now() >= deadline {
+            let text = "starting a command: user processes are frozen; thaw them first";
+            return Err(Failure::new(ErrorCode::Conflict, text).into());
+        }
+        // Input for the command stays where it is; that the connection is lost is noticed.
+        connection.wait(false, [Some((group.gate.as_fd(), PollFlags::IN))], Some(deadline))?;
+    }
 }
 
 fn group_of(agent: &Agent) -> Result<&UserGroup, Failure> {

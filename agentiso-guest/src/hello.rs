@@ -105,6 +105,10 @@ pub struct Hello {
     pub hello: Nonce,
     /// The host's [`PROTOCOL_GENERATION`](crate::PROTOCOL_GENERATION).
     pub generation: u32,
+    /// The request follows at once: the next message belongs to this very hello. A hello that is sent again says
+    /// `false`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub request: bool,
 }
 
 /// What the agent answers.
@@ -120,6 +124,9 @@ pub struct Welcome {
     pub agent: String,
     /// Whether the agent will serve this connection.
     pub verdict: Verdict,
+    /// The hello that this answers said that its request follows: the agent takes that one, and waits for no other.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub request: bool,
 }
 
 /// Whether the agent serves a connection.

@@ -35,6 +35,10 @@ enum Charge {
     JobOutput(Arc<Job>, Stream),
     /// Wait for a job's end.
     JobEnd(Arc<Job>),
+    /// Kill a job then, if it still runs.
+    JobDeadline(Arc<Job>, Instant),
+    /// Write this to a command's input, then close it. The number says how many bytes are written.
+    Feed(OwnedFd, Vec<u8>, usize),
     /// A killed command to be collected.
     Collect(Spawned),
     /// A command that has had SIGHUP, and gets SIGKILL then. It is not collected before: until then the number of its
@@ -80,9 +84,27 @@ impl Keeper {
 
     /// Keeps a job's output and notes its end.
     pub(crate) fn keep_job(&self, job: &Arc<Job>) {
-        self.hand_over(Charge::JobOutput(Arc::clone(job), Stream::Stdout));
-        self.hand_over(Charge::JobOutput(Arc::clone(job), Stream::Stderr));
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            if job.pipe(stream).is_some() {
+                self.hand_over(Charge::JobOutput(Arc::clone(job), stream));
+            }
+        }
         self.hand_over(Charge::JobEnd(Arc::clone(job)));
+    }
+
+    /// Collects a killed process once it has ended.
+    pub(crate) fn collect(&self, child: Spawned) {
+        self.hand_over(Charge::Collect(child));
+    }
+
+    /// Ends a job at its deadline, as its connection would have.
+    pub(crate) fn end_job_at(&self, job: &Arc<Job>, deadline: Instant) {
+        self.hand_over(Charge::JobDeadline(Arc::clone(job), deadline));
+    }
+
+    /// Writes what a command has not read yet of its input, and ends it.
+    pub(crate) fn feed(&self, input: OwnedFd, bytes: Vec<u8>) {
+        self.hand_over(Charge::Feed(input, bytes, 0));
     }
 
     fn hand_over(&self, charge: Charge) {
@@ -130,13 +152,7 @@ impl Rounds {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        self.charges
-            .values()
-            .filter_map(|charge| match charge {
-                Charge::HangUp(_, deadline) => Some(*deadline),
-                _ => None,
-            })
-            .min()
+        self.charges.values().filter_map(Charge::deadline).min()
     }
 
     fn take_arrivals(&mut self) {
@@ -158,7 +174,7 @@ impl Rounds {
         let token = self.next_token;
         self.next_token += 1;
         if let Some(fd) = charge.waits_for() {
-            let added = epoll::add(&self.epoll, fd, epoll::EventData::new_u64(token), epoll::EventFlags::IN);
+            let added = epoll::add(&self.epoll, fd, epoll::EventData::new_u64(token), charge.events());
             // Only a system without memory refuses; what is dropped here is closed.
             if added.is_err() {
                 return;
@@ -169,13 +185,14 @@ impl Rounds {
 
     /// Does what the event asks for; drops the charge, and with it the descriptor, when there is no more to come.
     fn attend(&mut self, token: u64) {
-        let Some(charge) = self.charges.get(&token) else { return };
+        let Some(charge) = self.charges.get_mut(&token) else { return };
         let is_over = match charge {
             Charge::Drain(pipe) => read(pipe, &mut self.buffer) == Some(0),
             Charge::JobOutput(job, stream) => job.read_output(*stream, &mut self.buffer),
             Charge::JobEnd(job) => job.note_end(&mut self.buffer),
             Charge::Collect(child) => collect(child).is_some(),
-            Charge::HangUp(..) => false,
+            Charge::Feed(input, bytes, written) => write(input, bytes, written),
+            Charge::HangUp(..) | Charge::JobDeadline(..) => false,
         };
         if is_over {
             let charge = self.charges.remove(&token);
@@ -192,11 +209,15 @@ impl Rounds {
     fn kill_overdue(&mut self) {
         let now = Instant::now();
         let overdue =
-            self.charges.extract_if(|_, charge| matches!(charge, Charge::HangUp(_, then) if *then <= now));
+            self.charges.extract_if(|_, charge| charge.deadline().is_some_and(|deadline| deadline <= now));
         for charge in overdue.map(|(_, charge)| charge).collect::<Vec<_>>() {
-            if let Charge::HangUp(child, _) = charge {
-                kill_group(&child);
-                self.add(Charge::Collect(child));
+            match charge {
+                Charge::HangUp(child, _) => {
+                    kill_group(&child);
+                    self.add(Charge::Collect(child));
+                }
+                Charge::JobDeadline(job, _) => job.expire(),
+                _ => {}
             }
         }
     }
@@ -206,10 +227,22 @@ impl Charge {
     fn waits_for(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Drain(pipe) => Some(pipe.as_fd()),
-            Self::JobOutput(job, stream) => Some(job.pipe(*stream).as_fd()),
+            Self::JobOutput(job, stream) => job.pipe(*stream).map(AsFd::as_fd),
+            Self::Feed(input, ..) => Some(input.as_fd()),
             Self::JobEnd(job) => Some(job.child().pidfd.as_fd()),
             Self::Collect(child) => Some(child.pidfd.as_fd()),
-            Self::HangUp(..) => None,
+            Self::HangUp(..) | Self::JobDeadline(..) => None,
+        }
+    }
+
+    fn events(&self) -> epoll::EventFlags {
+        if matches!(self, Self::Feed(..)) { epoll::EventFlags::OUT } else { epoll::EventFlags::IN }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        match self {
+            Self::HangUp(_, deadline) | Self::JobDeadline(_, deadline) => Some(*deadline),
+            _ => None,
         }
     }
 }
@@ -220,5 +253,18 @@ fn read(pipe: &OwnedFd, buffer: &mut [u8]) -> Option<usize> {
         Ok(count) => Some(count),
         Err(Errno::AGAIN | Errno::INTR) => None,
         Err(_) => Some(0),
+    }
+}
+
+/// Writes what can be written now; returns whether there is no more to do.
+fn write(input: &OwnedFd, bytes: &[u8], written: &mut usize) -> bool {
+    match rustix::io::write(input, &bytes[*written..]) {
+        Ok(count) => {
+            *written += count;
+            *written == bytes.len()
+        }
+        Err(Errno::AGAIN | Errno::INTR) => false,
+        // The command reads no more.
+        Err(_) => true,
     }
 }

@@ -53,6 +53,12 @@ pub const HANGUP_GRACE_MS: u64 = 5_000;
 /// How long a message may stay incomplete before the agent resets the connection, in ms of guest time.
 pub const STALLED_MESSAGE_MS: u64 = 10_000;
 
+/// How long one hook may take after a machine was copied, in ms of guest time.
+pub const HOOK_LIMIT_MS: u64 = 10_000;
+
+/// How long all hooks together may take, in ms of guest time.
+pub const HOOKS_LIMIT_MS: u64 = 30_000;
+
 /// Most bytes of entropy that one configure carries.
 pub const MAX_ENTROPY_BYTES: usize = 1024;
 

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::frame::Message;
+use crate::hello::Nonce;
 use crate::tree::{RawPath, TreeEntry};
 
 /// One operation, the first message of the host after its hello.
@@ -143,11 +144,11 @@ pub enum Request {
     },
     /// Removes every variable that [`Request::EnvSet`] set. [`Reply::Done`].
     EnvClear,
-    /// Gives the machine its identity. All of it is in force when [`Reply::Done`] comes; anything that failed is an
-    /// error that names it.
+    /// Gives the machine its identity. All of it is in force when [`Reply::Configured`] comes; anything that failed is
+    /// an error that names it.
     Configure(Box<Configuration>),
     /// Freezes user processes (the agent's own cgroup excepted). [`Reply::Done`] when all are frozen. Until
-    /// [`Request::Thaw`] no command can be started. A lost connection thaws.
+    /// [`Request::Thaw`] no command can be started. A lost connection thaws. Frozen already: no effect.
     Freeze {
         /// Gives up, thaws and answers an error after this many milliseconds.
         timeout_ms: u64,
@@ -164,6 +165,12 @@ pub enum Request {
     },
     /// What the guest is: [`Reply::Info`].
     Info,
+    /// Makes sure that the request that went out with a hello is not carried out: [`Reply::Done`] if it never was and
+    /// never will be, an error ([`ErrorCode::Conflict`]) if it was begun.
+    Void {
+        /// The hello's nonce.
+        nonce: Nonce,
+    },
 }
 
 impl Request {
@@ -195,6 +202,7 @@ impl Request {
             Self::Sync => "sync",
             Self::Shutdown { .. } => "shutdown",
             Self::Info => "info",
+            Self::Void { .. } => "void",
         }
     }
 }
@@ -282,6 +290,14 @@ pub struct Configuration {
     /// Grow the root file system to its disk.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub grow_root: bool,
+    /// The machine's memory is a copy of another's, or of its own at an earlier time: every connection that is older
+    /// than this one is gone. Before anything else they are ended; a command that one of them ran goes on as a
+    /// background job.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub clone: bool,
+    /// Run what is in `/etc/agentiso/after-fork.d/`, once all else is in force. A hook that fails is an error.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub run_hooks: bool,
 }
 
 impl std::fmt::Debug for Configuration {
@@ -292,6 +308,8 @@ impl std::fmt::Debug for Configuration {
             .field("network", &self.network)
             .field("time_ns", &self.time_ns)
             .field("grow_root", &self.grow_root)
+            .field("clone", &self.clone)
+            .field("run_hooks", &self.run_hooks)
             .finish_non_exhaustive()
     }
 }
@@ -415,6 +433,15 @@ pub enum Reply {
     Info {
         /// What it is.
         info: Box<GuestInfo>,
+    },
+    /// The configuration is in force. Terminal. The times were read when all was done, right before this was sent.
+    Configured {
+        /// The wall clock, in nanoseconds since 1970.
+        realtime_ns: u64,
+        /// The monotonic clock, in nanoseconds.
+        monotonic_ns: u64,
+        /// Nanoseconds of guest time since the request was read.
+        elapsed_ns: u64,
     },
     /// The operation is complete. Terminal.
     Done,

@@ -67,6 +67,7 @@ pub(super) struct GuestState {
     pub(super) files: Files,
     pub(super) env: BTreeMap<String, String>,
     pub(super) configuration: Configuration,
+    pub(super) clones: u32,
     pub(super) jobs: JobTable,
     pub(super) next_pid: u32,
     pub(super) connections: usize,
@@ -152,6 +153,11 @@ impl FakeGuest {
     /// All that the guest was configured with, one configure on top of the other.
     pub fn configuration(&self) -> Configuration {
         self.state().configuration.clone()
+    }
+
+    /// How often the agent was told that its machine is a copy of another.
+    pub fn clone_configurations(&self) -> u32 {
+        self.state().clones
     }
 
     /// Whether user processes are frozen.

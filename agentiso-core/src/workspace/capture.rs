@@ -10,6 +10,7 @@ use super::engine::Engine;
 use super::info::Standstill;
 use super::machine::Begin;
 use super::snapshot::KeptMemory;
+use crate::channel::client::Configure;
 use crate::error::EngineError;
 use crate::hypervisor::{AfterCapture, CaptureSpec, DiskStep, HypervisorError};
 use crate::storage::{Outcome, PendingSnapshot};
@@ -76,14 +77,16 @@ impl Engine {
     /// Lets the processes of a machine run that was captured. They run already: no effect but on the clock.
     pub(super) async fn wake(&self, record: &WorkspaceRecord, runtime: &Runtime) -> Result<(), EngineError> {
         let client = self.client_of(runtime);
-        let clock = client.configure(self.present_time()).await;
+        let clock = client.configure(Configure { set_clock: true, ..Configure::default() }).await;
         let mut thawed = client.thaw().await;
         if thawed.is_err() {
             // Nothing is worse for whoever works in there than to stand still for good.
             thawed = client.thaw().await;
         }
         thawed.map_err(|source| EngineError::operation("thaw", record.name.as_str(), source))?;
-        clock.map_err(|source| EngineError::operation("set the clock of", record.name.as_str(), source))
+        clock
+            .map(drop)
+            .map_err(|source| EngineError::operation("set the clock of", record.name.as_str(), source))
     }
 
     /// How a machine begins with the memory of a snapshot.

@@ -8,7 +8,7 @@ use super::create::{Naming, Plan, Reserved};
 use super::engine::{Engine, caller};
 use super::info::{ForkFailure, ForkOrigin, ForkReport, ForkWorker, Standstill, WorkspaceState};
 use super::machine::Begin;
-use super::snapshot::{Draft, KeptMemory, Visibility};
+use super::snapshot::{Draft, KeptMemory};
 use super::spec::{ForkSpec, MAX_FORKS};
 use crate::error::EngineError;
 use crate::storage::DiskOrigin;
@@ -101,14 +101,13 @@ impl Engine {
         }
         let runs = self.living(parent).is_some() && parent.state == WorkspaceState::Running;
         let memory = runs && !spec.disk_only;
+        let name = format!("fork:{}", SnapshotId::random());
         let draft = Draft {
-            name: &format!("fork:{}", SnapshotId::random()),
-            visibility: Visibility::Hidden,
-            crash_consistent: false,
             // Its children map or copy it within moments; after a power failure there are none.
             memory: memory.then_some(KeptMemory { restores: spec.count, durable: false }),
+            ..Draft::hidden(&name)
         };
-        let (snapshot, standstill) = self.take_snapshot(parent, &draft).await?;
+        let (snapshot, standstill) = self.take_timed_snapshot(parent, &draft).await?;
         let begin = if memory { Begin::Clone(snapshot.id) } else { Begin::Boot };
         Ok(ForkPoint { snapshot, begin, standstill })
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::engine::{Engine, not_running};
 use super::info::{PortForward, WorkspaceState};
 use super::machine::Begin;
+use crate::channel::client::Configure;
 use crate::error::EngineError;
 use crate::network::{NetworkError, NetworkPolicy};
 use crate::store::{Runtime, WorkspaceRecord};
@@ -77,7 +78,7 @@ impl Engine {
             self.backends.hypervisor.resume(&runtime.machine).await?;
             // The guest's clock stood still meanwhile.
             self.client_of(runtime)
-                .configure(self.present_time())
+                .configure(Configure { set_clock: true, ..Configure::default() })
                 .await
                 .map_err(|source| EngineError::operation("set the clock of", record.name.as_str(), source))?;
             record.state = WorkspaceState::Running;

@@ -2,12 +2,12 @@
 
 use std::{path::Path, sync::Arc, time::Instant};
 
-use agentiso_guest::message::{Configuration, NetworkConfiguration};
+use agentiso_guest::message::NetworkConfiguration;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::engine::Engine;
 use super::info::WorkspaceState;
-use crate::channel::client::GuestClient;
+use crate::channel::client::{Configure, GuestClient};
 use crate::channel::{ChannelSpec, PreparedChannel};
 use crate::error::EngineError;
 use crate::hypervisor::{HypervisorError, LaunchSpec, MachineLog, Start, printable};
@@ -92,7 +92,7 @@ impl Engine {
         }
         // Before any process of the user's runs again in a machine that was one before.
         client
-            .configure(self.configuration(record, guest_network)?)
+            .configure(self.configuration(record, guest_network, begin)?)
             .await
             .map_err(|source| EngineError::operation("configure", record.name.as_str(), source))?;
         if let Begin::Clone(_) = begin {
@@ -196,30 +196,25 @@ impl Engine {
         &self,
         record: &WorkspaceRecord,
         network: NetworkConfiguration,
-    ) -> Result<Configuration, EngineError> {
+        begin: Begin,
+    ) -> Result<Configure, EngineError> {
         let mut entropy = [0; ENTROPY_BYTES];
         let mut filled = 0;
         while filled < entropy.len() {
             filled += getrandom(&mut entropy[filled..], GetRandomFlags::empty())
                 .map_err(|source| EngineError::operation("get entropy for", record.name.as_str(), source))?;
         }
-        Ok(Configuration {
+        let is_clone = matches!(begin, Begin::Clone(_));
+        Ok(Configure {
             hostname: Some(guest_hostname(&record.name)),
             machine_id: Some(record.id.as_uuid().simple().to_string()),
             network: Some(network),
             entropy: Some(entropy.iter().map(|byte| format!("{byte:02x}")).collect()),
             grow_root: true,
-            ..self.present_time()
+            set_clock: true,
+            clone: is_clone,
+            run_hooks: is_clone,
         })
-    }
-
-    /// The present time, for a guest whose clock stood still.
-    pub(super) fn present_time(&self) -> Configuration {
-        let since_1970 = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
-        Configuration {
-            time_ns: since_1970.ok().and_then(|since| u64::try_from(since.as_nanos()).ok()),
-            ..Configuration::default()
-        }
     }
 
     /// A client of the agent of a machine that lives.

@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use agentiso_guest::message::Configuration;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use super::engine::Engine;
 use super::info::{ForkFailure, ForkWorker, PortForward, WorkspaceState};
 use super::lock::WorkspaceLock;
+use crate::channel::client::Configure;
 use crate::error::EngineError;
 use crate::network::NetworkError;
 use crate::store::{Promotion, WorkspaceRecord};
@@ -313,10 +313,11 @@ impl Engine {
     async fn tell_host_name(&self, record: &WorkspaceRecord) -> Result<(), EngineError> {
         let Some(runtime) = self.living(record).filter(|_| !self.is_paused(record)) else { return Ok(()) };
         let configuration =
-            Configuration { hostname: Some(guest_hostname(&record.name)), ..Configuration::default() };
+            Configure { hostname: Some(guest_hostname(&record.name)), ..Configure::default() };
         self.client_of(runtime)
             .configure(configuration)
             .await
+            .map(drop)
             .map_err(|source| EngineError::operation("configure", record.name.as_str(), source))
     }
 }

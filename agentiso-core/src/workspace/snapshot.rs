@@ -40,7 +40,7 @@ impl Engine {
                         true => return Err(not_running(record, "snapshotted with its memory")),
                     },
                 };
-                let (taken, _) = engine.take_snapshot(record, &draft).await?;
+                let taken = engine.take_snapshot(record, &draft).await?;
                 engine.shorten_afterwards(record).await;
                 Ok(engine.snapshot_info(record, taken).await)
             })
@@ -50,8 +50,17 @@ impl Engine {
 
     /// Takes a snapshot of a workspace, in use or not. The caller holds the lock and has checked the name.
     ///
-    /// Says beside it how long the workspace stood still for its memory. On failure the workspace goes on as it was.
+    /// On failure the workspace goes on as it was.
     pub(super) async fn take_snapshot(
+        &self,
+        record: &WorkspaceRecord,
+        draft: &Draft<'_>,
+    ) -> Result<SnapshotRecord, EngineError> {
+        Ok(self.take_timed_snapshot(record, draft).await?.0)
+    }
+
+    /// The same, and how long the workspace stood still if its memory was kept.
+    pub(super) async fn take_timed_snapshot(
         &self,
         record: &WorkspaceRecord,
         draft: &Draft<'_>,
@@ -311,6 +320,13 @@ pub(super) struct Draft<'a> {
     pub(super) crash_consistent: bool,
     /// Memory and processes as well.
     pub(super) memory: Option<KeptMemory>,
+}
+
+impl<'a> Draft<'a> {
+    /// One of the disk alone, with file systems flushed, that no user sees.
+    pub(super) fn hidden(name: &'a str) -> Self {
+        Self { name, visibility: Visibility::Hidden, crash_consistent: false, memory: None }
+    }
 }
 
 /// What the memory in a snapshot is for.

@@ -62,8 +62,8 @@ fn with_own_name(hosts: &str, name: &str) -> String {
     new
 }
 
-pub(super) fn set_machine_id(id: String) -> Result<(), Failure> {
-    let content = id + "\n";
+pub(super) fn set_machine_id(id: &str) -> Result<(), Failure> {
+    let content = format!("{id}\n");
     write_whole(Path::new("/etc/machine-id"), &content)?;
     // Most systems link this one to the other.
     let bus = Path::new("/var/lib/dbus/machine-id");

@@ -1,5 +1,6 @@
 //! From a request's [`Command`] to a running process.
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::fd::BorrowedFd;
 
@@ -8,8 +9,9 @@ use agentiso_guest::message::{Command, ErrorCode};
 use rustix::io::Errno;
 
 use crate::agent::Agent;
-use crate::environment::for_execve;
+use crate::environment::{self, for_execve};
 use crate::failure::Failure;
+use crate::freezer::Entry;
 use crate::sys::spawn::{Plan, SpawnError, Spawned, spawn};
 
 /// A command that was checked and is ready to start.
@@ -30,6 +32,19 @@ impl Prepared {
     /// # Errors
     /// It has no program, is too long, names a refused variable, or contains a NUL.
     pub(crate) fn new(agent: &Agent, command: &Command, terminal: bool) -> Result<Self, Failure> {
+        let environment = agent.environment.of_command(&command.env, terminal)?;
+        Self::with_environment(command, &environment)
+    }
+
+    /// The same for a program of the system's own: nothing is in its environment that someone set for all commands.
+    ///
+    /// # Errors
+    /// As [`Prepared::new`].
+    pub(crate) fn clean(command: &Command) -> Result<Self, Failure> {
+        Self::with_environment(command, &environment::clean(&command.env))
+    }
+
+    fn with_environment(command: &Command, environment: &BTreeMap<String, String>) -> Result<Self, Failure> {
         let Some(program) = command.argv.first().filter(|program| !program.is_empty()) else {
             return Err(Failure::invalid("the command is empty: its first argument must be a program"));
         };
@@ -44,7 +59,6 @@ impl Prepared {
                 ),
             ));
         }
-        let environment = agent.environment.of_command(&command.env, terminal)?;
         let argv = command.argv.iter().map(|text| c_string(text, "an argument")).collect::<Result<_, _>>()?;
         let search_path =
             (!program.contains('/')).then(|| environment.get("PATH").cloned().unwrap_or_default());
@@ -67,22 +81,22 @@ impl Prepared {
             workdir: command.workdir.clone(),
             programs,
             argv,
-            environment: for_execve(&environment),
+            environment: for_execve(environment),
             folders,
         })
     }
 
-    /// Starts the command on the given standard streams.
+    /// Starts the command on the given standard streams, in the group that `entry` leads into.
     ///
     /// # Errors
     /// It cannot be started; the failure says what is missing.
     pub(crate) fn start(
         &self,
         agent: &Agent,
+        entry: Option<&Entry<'_>>,
         stdio: [BorrowedFd<'_>; 3],
         terminal: bool,
     ) -> Result<Spawned, Failure> {
-        let entry = agent.group.as_ref().map(|group| group.enter()).transpose()?;
         let plan = Plan {
             programs: self.programs.clone(),
             argv: self.argv.clone(),
@@ -90,7 +104,7 @@ impl Prepared {
             folders: self.folders.clone(),
             stdio,
             terminal,
-            cgroup: entry.as_ref().map(|entry| entry.folder),
+            cgroup: entry.map(|entry| entry.folder),
             reset_oom_score: agent.reset_oom_score,
             open_files: agent.open_files,
         };

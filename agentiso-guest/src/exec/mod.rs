@@ -1,13 +1,13 @@
 //! Commands whose output is streamed to the connection that asked for them.
 
 mod command;
+mod stranded;
 mod stream;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use agentiso_guest::limits::HANGUP_GRACE_MS;
 use agentiso_guest::message::{Command, Exit, Reply, TtySize};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -17,10 +17,14 @@ use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
 pub(crate) use command::Prepared;
-use stream::{Output, Stream, Streams};
+pub(crate) use stranded::{Stranded, adopt_stranded, hang_up_stranded};
+pub(crate) use stream::TERMINAL_REST;
+use stream::{Output, Streams};
 
 use crate::agent::{Agent, retry};
 use crate::failure::{Failure, Stop};
+use crate::freezer::{self, Entry};
+use crate::jobs::Stream;
 use crate::serve::Connection;
 use crate::sys::signal::signal_group;
 use crate::sys::spawn::Spawned;
@@ -30,7 +34,7 @@ use crate::sys::spawn::Spawned;
 ///
 /// # Errors
 /// It could not be started, or the connection was lost: its process group then has SIGHUP, and SIGKILL
-/// [`HANGUP_GRACE_MS`] later.
+/// [`HANGUP_GRACE_MS`](agentiso_guest::limits::HANGUP_GRACE_MS) later. In a clone it goes on as a background job.
 pub(crate) fn run(
     agent: &Arc<Agent>,
     connection: &mut Connection,
@@ -40,10 +44,12 @@ pub(crate) fn run(
     timeout_ms: Option<u64>,
 ) -> Result<Reply, Stop> {
     let prepared = Prepared::new(agent, command, tty.is_some())?;
+    let entry = freezer::enter(agent, connection)?;
     let (child, mut streams) = match tty {
-        Some(size) => start_on_terminal(agent, &prepared, stdin, size)?,
-        None => start_on_pipes(agent, &prepared, stdin)?,
+        Some(size) => start_on_terminal(agent, entry.as_ref(), &prepared, stdin, size)?,
+        None => start_on_pipes(agent, entry.as_ref(), &prepared, stdin)?,
     };
+    drop(entry);
     // A deadline that the clock cannot express never comes.
     let deadline = timeout_ms.and_then(|limit| Instant::now().checked_add(Duration::from_millis(limit)));
     connection.send(&Reply::Started { pid: child.pid.as_raw_nonzero().get().unsigned_abs() });
@@ -55,17 +61,18 @@ pub(crate) fn run(
             Ok(Reply::Exited { exit })
         }
         Err(lost) => {
-            // Dropping a terminal hangs up whoever is on it as well.
-            for pipe in streams.into_survivors() {
-                agent.keeper.drain(pipe);
-            }
-            agent.keeper.hang_up(child, Duration::from_millis(HANGUP_GRACE_MS));
+            stranded::lose(agent, streams.into_orphan(child, &command.argv, deadline), &lost);
             Err(lost.into())
         }
     }
 }
 
-fn start_on_pipes(agent: &Agent, prepared: &Prepared, stdin: bool) -> Result<(Spawned, Streams), Failure> {
+fn start_on_pipes(
+    agent: &Agent,
+    entry: Option<&Entry<'_>>,
+    prepared: &Prepared,
+    stdin: bool,
+) -> Result<(Spawned, Streams), Failure> {
     let (stdout, stdout_of_child) = output_pipe()?;
     let (stderr, stderr_of_child) = output_pipe()?;
     let (input, input_of_child) = if stdin {
@@ -77,13 +84,14 @@ fn start_on_pipes(agent: &Agent, prepared: &Prepared, stdin: bool) -> Result<(Sp
     };
     let stdin = input_of_child.as_ref().unwrap_or(&agent.null);
     let stdio = [stdin.as_fd(), stdout_of_child.as_fd(), stderr_of_child.as_fd()];
-    let child = prepared.start(agent, stdio, false)?;
+    let child = prepared.start(agent, entry, stdio, false)?;
     let outputs = [Some(Output::new(stdout, Stream::Stdout)), Some(Output::new(stderr, Stream::Stderr))];
     Ok((child, Streams::of_pipes(input, outputs)))
 }
 
 fn start_on_terminal(
     agent: &Agent,
+    entry: Option<&Entry<'_>>,
     prepared: &Prepared,
     stdin: bool,
     size: TtySize,
@@ -95,7 +103,7 @@ fn start_on_terminal(
     let terminal = ioctl_tiocgptpeer(&master, flags).map_err(failed)?;
     resize(&master, size).map_err(failed)?;
     make_non_blocking(&master)?;
-    let child = prepared.start(agent, [terminal.as_fd(), terminal.as_fd(), terminal.as_fd()], true)?;
+    let child = prepared.start(agent, entry, [terminal.as_fd(), terminal.as_fd(), terminal.as_fd()], true)?;
     Ok((child, Streams::of_terminal(master, stdin)))
 }
 

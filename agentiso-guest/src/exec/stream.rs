@@ -1,15 +1,16 @@
 //! The life of a streamed command: one loop over connection, pipes and process that never blocks on any of them.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use agentiso_guest::frame::Frame;
-use agentiso_guest::message::{Exit, Input, Reply};
+use agentiso_guest::message::{Exit, Input};
 use rustix::event::PollFlags;
 use rustix::io::{Errno, ioctl_fionread};
 use rustix::termios::tcgetpgrp;
 
 use super::{SIGKILL, collect, kill_group, resize};
+use crate::jobs::{Kept, Orphan, Stream};
 use crate::serve::{Connection, Lost, OUTPUT_LIMIT};
 use crate::sys::signal::signal_group;
 use crate::sys::spawn::Spawned;
@@ -19,16 +20,12 @@ const READ_BYTES: usize = 32 * 1024;
 /// Input waiting for the command above which no more is taken from the connection, in bytes.
 const INPUT_LIMIT: usize = 256 * 1024;
 /// Most bytes taken from a terminal after its command ended, in bytes; more than a terminal ever holds.
-const TERMINAL_REST: usize = 256 * 1024;
+pub(crate) const TERMINAL_REST: usize = 256 * 1024;
+/// How long the news that a command has started may wait for what comes next, to be sent together: a short command is then
+/// answered at once.
+const OPENING_HOLD: Duration = Duration::from_millis(5);
 /// What ends the input of a terminal.
 const END_OF_TRANSMISSION: u8 = 4;
-
-/// Which stream output belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stream {
-    Stdout,
-    Stderr,
-}
 
 /// Our end of an output pipe, or of a terminal.
 #[derive(Debug)]
@@ -56,6 +53,10 @@ pub(super) struct Streams {
     is_terminal: bool,
     takes_input: bool,
     buffer: Vec<u8>,
+    /// The newest of what was printed, should the command have to go on without its connection.
+    kept: [Kept; 2],
+    exit: Option<Exit>,
+    timed_out: bool,
 }
 
 impl Streams {
@@ -68,6 +69,9 @@ impl Streams {
             outputs,
             is_terminal: false,
             buffer: Vec::new(),
+            kept: Default::default(),
+            exit: None,
+            timed_out: false,
         }
     }
 
@@ -84,6 +88,34 @@ impl Streams {
         outputs.into_iter().flatten().map(|output| output.fd).filter(has_writer)
     }
 
+    /// The command as it goes on without its connection. What it was sent it still gets, and then the end of its input;
+    /// a terminal stays open.
+    pub(super) fn into_orphan(
+        mut self,
+        child: Spawned,
+        argv: &[String],
+        deadline: Option<Instant>,
+    ) -> Orphan {
+        let input = if self.waiting.is_empty() {
+            None
+        } else {
+            // A terminal that cannot be opened twice loses what was typed ahead, no more.
+            self.input_fd().and_then(|fd| fd.try_clone_to_owned().ok())
+        };
+        let waiting = std::mem::take(&mut self.waiting);
+        Orphan {
+            child,
+            pipes: self.outputs.map(|output| output.map(|output| output.fd)),
+            is_terminal: self.is_terminal,
+            argv: argv.to_vec(),
+            streams: self.kept,
+            exit: self.exit,
+            deadline: deadline.filter(|_| self.exit.is_none() && !self.timed_out),
+            timed_out: self.timed_out,
+            input: input.map(|fd| (fd, waiting)),
+        }
+    }
+
     /// Streams until the command has ended and what it had printed by then is queued. At the deadline its process group
     /// is killed.
     ///
@@ -95,19 +127,18 @@ impl Streams {
         child: &Spawned,
         deadline: Option<Instant>,
     ) -> Result<Exit, Lost> {
-        let mut exit = None;
-        let mut timed_out = false;
+        connection.hold(OPENING_HOLD);
         loop {
             while self.waiting.len() < INPUT_LIMIT
                 && let Some(frame) = connection.next_message::<Input>()?
             {
-                self.take_input(frame, exit.is_none().then_some(child));
+                self.take_input(frame, self.exit.is_none().then_some(child));
             }
             self.write_input();
-            if let Some(exit) = exit
+            if let Some(exit) = self.exit
                 && self.outputs.iter().flatten().all(|output| output.rest == Some(0))
             {
-                return Ok(if timed_out { Exit::TimedOut } else { exit });
+                return Ok(if self.timed_out { Exit::TimedOut } else { exit });
             }
             let want_input = self.waiting.len() < INPUT_LIMIT;
             let want_output = connection.pending() < OUTPUT_LIMIT;
@@ -115,22 +146,25 @@ impl Streams {
                 self.output_fd(0, want_output),
                 self.output_fd(1, want_output),
                 (!self.waiting.is_empty()).then(|| self.input_fd()).flatten().map(|fd| (fd, PollFlags::OUT)),
-                exit.is_none().then(|| (child.pidfd.as_fd(), PollFlags::IN)),
+                self.exit.is_none().then(|| (child.pidfd.as_fd(), PollFlags::IN)),
             ];
-            let until = deadline.filter(|_| exit.is_none() && !timed_out);
+            let until = deadline.filter(|_| self.exit.is_none() && !self.timed_out);
             let [stdout, stderr, _, ended] = connection.wait(want_input, others, until)?;
-            if exit.is_none() && !timed_out && deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-                timed_out = true;
+            if self.exit.is_none()
+                && !self.timed_out
+                && deadline.is_some_and(|deadline| deadline <= Instant::now())
+            {
+                self.timed_out = true;
                 self.kill(child);
             }
             if !ended.is_empty() {
-                exit = collect(child);
-                if exit.is_some() {
+                self.exit = collect(child);
+                if self.exit.is_some() {
                     self.note_rest();
                 }
             }
             for (index, ready) in [stdout, stderr].into_iter().enumerate() {
-                if !ready.is_empty() || (exit.is_some() && want_output) {
+                if !ready.is_empty() || (self.exit.is_some() && want_output) {
                     self.read_output(index, connection);
                 }
             }
@@ -230,12 +264,9 @@ impl Streams {
         }
         match rustix::io::read(&output.fd, &mut self.buffer[..most]) {
             Ok(count @ 1..) => {
-                let payload = u32::try_from(count).unwrap_or(u32::MAX);
-                let reply = match output.stream {
-                    Stream::Stdout => Reply::Stdout { payload },
-                    Stream::Stderr => Reply::Stderr { payload },
-                };
-                connection.send_with(&reply, &self.buffer[..count]);
+                output.stream.send(connection, &self.buffer[..count]);
+                connection.let_go();
+                self.kept[output.stream.index()].append(&self.buffer[..count]);
                 if let Some(rest) = &mut output.rest {
                     *rest -= count;
                 }

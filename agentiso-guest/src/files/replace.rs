@@ -2,11 +2,11 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{Gid, Uid, fchown};
+use rustix::fs::{Gid, Mode, OFlags, Uid, fchown, open};
 
 use super::check_regular;
 use crate::failure::Failure;
@@ -15,6 +15,9 @@ use crate::failure::Failure;
 const NEW_FILE_MODE: u32 = 0o644;
 /// Links followed before giving up, as the kernel does.
 const MAX_LINKS: usize = 40;
+
+/// Bytes that any file system keeps together.
+const ONE_BLOCK: usize = 512;
 
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
@@ -106,8 +109,12 @@ impl Drop for Replacement {
 /// The folder cannot be written.
 pub(crate) fn write_whole(path: &Path, content: &str) -> Result<(), Failure> {
     let failed = |error: io::Error| Failure::io(format!("writing {}", path.display()), &error);
-    if fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink()) {
-        fs::remove_file(path).map_err(failed)?;
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_symlink() => fs::remove_file(path).map_err(failed)?,
+        Ok(metadata) if metadata.is_file() && metadata.nlink() == 1 && content.len() <= ONE_BLOCK => {
+            return overwrite(path, metadata.len(), content).map_err(failed);
+        }
+        _ => {}
     }
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(failed)?;
@@ -115,6 +122,24 @@ pub(crate) fn write_whole(path: &Path, content: &str) -> Result<(), Failure> {
     let mut replacement = Replacement::begin(path)?;
     replacement.append(content.as_bytes())?;
     replacement.commit(None)
+}
+
+/// Writes over a file that is there. For what fits into one block that is as good as another file in its place, and many
+/// times faster: a new file must be entered in the folder and its data sent to the disk when it is renamed, all of which a
+/// machine that has just been copied waits for.
+fn overwrite(path: &Path, length: u64, content: &str) -> io::Result<()> {
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(open(path, flags, Mode::empty())?);
+    let mut present = vec![0; content.len()];
+    let new_length = content.len() as u64;
+    if length == new_length && file.read_exact_at(&mut present, 0).is_ok() && present == content.as_bytes() {
+        return Ok(());
+    }
+    file.write_all_at(content.as_bytes(), 0)?;
+    if length > new_length {
+        file.set_len(new_length)?;
+    }
+    Ok(())
 }
 
 /// Where a path leads once the links at its end are followed.
@@ -131,4 +156,37 @@ fn follow(path: &Path) -> io::Result<PathBuf> {
         }
     }
     Err(rustix::io::Errno::LOOP.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whole_content_is_there_whatever_was_there_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let long = "x".repeat(ONE_BLOCK + 1);
+        for content in ["first\n", "first\n", "sec\n", "longer than before\n", &long, "short\n", ""] {
+            write_whole(&path, content).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), content);
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn link_is_replaced_and_another_name_of_the_file_keeps_its_content() {
+        let folder = tempfile::tempdir().unwrap();
+        let [path, link, other] = ["file", "link", "other"].map(|name| folder.path().join(name));
+        fs::write(&path, "old").unwrap();
+        fs::hard_link(&path, &other).unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+
+        write_whole(&link, "new").unwrap();
+        write_whole(&path, "new").unwrap();
+
+        assert!(fs::symlink_metadata(&link).unwrap().is_file());
+        assert_eq!(fs::read_to_string(&other).unwrap(), "old");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+    }
 }

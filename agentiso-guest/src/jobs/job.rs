@@ -1,16 +1,18 @@
 //! One background job: its process, the newest of its output, and who waits for news of it.
 
-use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Instant;
 
 use agentiso_guest::limits::{JOB_OUTPUT_BYTES, MAX_PAYLOAD_SIZE};
 use agentiso_guest::message::{ErrorCode, Exit, Reply};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::{Errno, ioctl_fionread};
+use rustix::termios::tcgetpgrp;
 
+use super::Kept;
 use crate::agent::lock;
-use crate::exec::collect;
+use crate::exec::{SIGKILL, TERMINAL_REST, collect};
 use crate::failure::Failure;
 use crate::serve::Connection;
 use crate::sys::signal::signal_group;
@@ -50,35 +52,12 @@ impl Stream {
     }
 }
 
-/// The newest bytes of a stream.
-#[derive(Debug, Default)]
-struct Kept {
-    bytes: VecDeque<u8>,
-    /// Bytes that ever came.
-    total: u64,
-}
-
-impl Kept {
-    fn append(&mut self, news: &[u8]) {
-        self.total += news.len() as u64;
-        let news = &news[news.len().saturating_sub(JOB_OUTPUT_BYTES)..];
-        let excess = (self.bytes.len() + news.len()).saturating_sub(JOB_OUTPUT_BYTES);
-        self.bytes.drain(..excess);
-        self.bytes.extend(news);
-    }
-
-    /// Takes what came after the first `seen` bytes and is still kept, and moves `seen` to the end.
-    fn after(&self, seen: &mut u64) -> Option<Vec<u8>> {
-        let unseen = usize::try_from(self.total - *seen).unwrap_or(usize::MAX).min(self.bytes.len());
-        *seen = self.total;
-        (unseen > 0).then(|| self.bytes.range(self.bytes.len() - unseen..).copied().collect())
-    }
-}
-
 #[derive(Debug, Default)]
 struct State {
     streams: [Kept; 2],
     exit: Option<Exit>,
+    /// Its time was over before it ended.
+    timed_out: bool,
     watchers: Vec<Weak<OwnedFd>>,
 }
 
@@ -87,20 +66,48 @@ struct State {
 pub(crate) struct Job {
     id: u64,
     child: Spawned,
-    pipes: [OwnedFd; 2],
+    /// A terminal is both of them, and stands as the first.
+    pipes: [Option<OwnedFd>; 2],
+    is_terminal: bool,
     command: String,
     state: Mutex<State>,
 }
 
+/// A command that began with a connection, and goes on without it.
+#[derive(Debug)]
+pub(crate) struct Orphan {
+    pub(crate) child: Spawned,
+    /// Our ends of its output pipes, or the terminal and nothing.
+    pub(crate) pipes: [Option<OwnedFd>; 2],
+    pub(crate) is_terminal: bool,
+    pub(crate) argv: Vec<String>,
+    /// What it printed until now.
+    pub(crate) streams: [Kept; 2],
+    /// Set if it has ended and been collected.
+    pub(crate) exit: Option<Exit>,
+    /// When its process group is to be killed.
+    pub(crate) deadline: Option<Instant>,
+    /// Whether that has happened.
+    pub(crate) timed_out: bool,
+    /// Input that it has not read yet, and where to write it.
+    pub(crate) input: Option<(OwnedFd, Vec<u8>)>,
+}
+
 impl Job {
     pub(super) fn new(id: u64, child: Spawned, pipes: [OwnedFd; 2], argv: &[String]) -> Self {
-        let mut command = argv.join(" ");
-        let mut end = COMMAND_BYTES.min(command.len());
-        while !command.is_char_boundary(end) {
-            end -= 1;
+        let pipes = pipes.map(Some);
+        Self { id, child, pipes, is_terminal: false, command: describe(argv), state: Mutex::default() }
+    }
+
+    /// A job of a command that runs already.
+    pub(super) fn adopt(id: u64, orphan: Orphan) -> Self {
+        let Orphan { child, pipes, is_terminal, argv, streams, exit, timed_out, .. } = orphan;
+        let state = Mutex::new(State { streams, exit: None, timed_out, watchers: Vec::new() });
+        let job = Self { id, child, pipes, is_terminal, command: describe(&argv), state };
+        if let Some(exit) = exit {
+            job.end(&mut lock(&job.state), exit, &mut [0; 4096]);
         }
-        command.truncate(end);
-        Self { id, child, pipes, command, state: Mutex::default() }
+        job
     }
 
     pub(crate) fn child(&self) -> &Spawned {
@@ -130,8 +137,8 @@ impl Job {
             pid: self.child.pid.as_raw_nonzero().get().unsigned_abs(),
             command: self.command.clone(),
             exit: state.exit,
-            stdout_bytes: state.streams[0].total,
-            stderr_bytes: state.streams[1].total,
+            stdout_bytes: state.streams[0].total(),
+            stderr_bytes: state.streams[1].total(),
         }
     }
 
@@ -139,11 +146,7 @@ impl Job {
     pub(super) fn snapshot(&self) -> (agentiso_guest::message::Job, Vec<u8>, Vec<u8>) {
         let state = lock(&self.state);
         let [stdout, stderr] = &state.streams;
-        (
-            self.describe_state(&state),
-            stdout.bytes.iter().copied().collect(),
-            stderr.bytes.iter().copied().collect(),
-        )
+        (self.describe_state(&state), stdout.all(), stderr.all())
     }
 
     pub(super) fn output_after(&self, stream: Stream, seen: &mut u64) -> Option<Vec<u8>> {
@@ -151,7 +154,7 @@ impl Job {
     }
 
     pub(super) fn has_output_after(&self, stream: Stream, seen: u64) -> bool {
-        lock(&self.state).streams[stream.index()].total > seen
+        lock(&self.state).streams[stream.index()].total() > seen
     }
 
     /// Sends a signal to the process group, unless the job has ended: its number may be another's by then.
@@ -165,15 +168,31 @@ impl Job {
         Ok(())
     }
 
-    /// Our end of an output pipe.
-    pub(crate) fn pipe(&self, stream: Stream) -> &OwnedFd {
-        &self.pipes[stream.index()]
+    /// Its time is over: kills its process group, and who is in front on its terminal.
+    pub(crate) fn expire(&self) {
+        let mut state = lock(&self.state);
+        if state.exit.is_some() {
+            return;
+        }
+        state.timed_out = true;
+        if let Some(terminal) = self.pipe(Stream::Stdout).filter(|_| self.is_terminal)
+            && let Ok(foreground) = tcgetpgrp(terminal)
+        {
+            signal_group(foreground, SIGKILL);
+        }
+        signal_group(self.child.pid, SIGKILL);
+    }
+
+    /// Our end of an output pipe, if it has one.
+    pub(crate) fn pipe(&self, stream: Stream) -> Option<&OwnedFd> {
+        self.pipes[stream.index()].as_ref()
     }
 
     /// Reads at most `buffer`'s length from an output pipe and keeps it; returns whether the pipe has ended.
     pub(crate) fn read_output(&self, stream: Stream, buffer: &mut [u8]) -> bool {
+        let Some(pipe) = self.pipe(stream) else { return true };
         let mut state = lock(&self.state);
-        match rustix::io::read(self.pipe(stream), &mut *buffer) {
+        match rustix::io::read(pipe, &mut *buffer) {
             Ok(0) => true,
             Ok(count) => {
                 state.streams[stream.index()].append(&buffer[..count]);
@@ -188,21 +207,32 @@ impl Job {
     /// Collects the job if it has ended, and keeps what it printed before; returns whether it has ended.
     pub(crate) fn note_end(&self, buffer: &mut [u8]) -> bool {
         let mut state = lock(&self.state);
+        if state.exit.is_some() {
+            return true;
+        }
         let Some(exit) = collect(&self.child) else { return false };
+        self.end(&mut state, exit, buffer);
+        true
+    }
+
+    fn end(&self, state: &mut State, exit: Exit, buffer: &mut [u8]) {
         for stream in [Stream::Stdout, Stream::Stderr] {
+            let Some(pipe) = self.pipe(stream) else { continue };
             // What is in the pipe now; children that outlive the job may print on and on.
-            let mut rest =
-                ioctl_fionread(self.pipe(stream)).ok().and_then(|bytes| usize::try_from(bytes).ok());
-            while let Some(most @ 1..) = rest.map(|rest| rest.min(buffer.len()))
-                && let Ok(count @ 1..) = rustix::io::read(self.pipe(stream), &mut buffer[..most])
+            let mut rest = if self.is_terminal {
+                TERMINAL_REST
+            } else {
+                ioctl_fionread(pipe).ok().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0)
+            };
+            while let most @ 1.. = rest.min(buffer.len())
+                && let Ok(count @ 1..) = rustix::io::read(pipe, &mut buffer[..most])
             {
                 state.streams[stream.index()].append(&buffer[..count]);
-                rest = rest.map(|rest| rest - count);
+                rest -= count;
             }
         }
-        state.exit = Some(exit);
-        notify(&mut state);
-        true
+        state.exit = Some(if state.timed_out { Exit::TimedOut } else { exit });
+        notify(state);
     }
 
     /// Asks for news: the descriptor becomes readable with each piece of output, and at the end.
@@ -213,6 +243,17 @@ impl Job {
         lock(&self.state).watchers.push(Arc::downgrade(&event));
         Ok(Watch(event))
     }
+}
+
+/// A command in words for people.
+fn describe(argv: &[String]) -> String {
+    let mut command = argv.join(" ");
+    let mut end = COMMAND_BYTES.min(command.len());
+    while !command.is_char_boundary(end) {
+        end -= 1;
+    }
+    command.truncate(end);
+    command
 }
 
 fn notify(state: &mut State) {

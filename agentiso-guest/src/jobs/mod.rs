@@ -2,6 +2,7 @@
 //! newest of it, and asked for by number.
 
 mod job;
+mod kept;
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -13,12 +14,17 @@ use agentiso_guest::limits::{MAX_FINISHED_JOBS, MAX_RUNNING_JOBS};
 use agentiso_guest::message::{Command, ErrorCode, Input, Reply};
 use rustix::event::PollFlags;
 
-pub(crate) use job::{Job, Stream};
+pub(crate) use job::{Job, Orphan, Stream};
+pub(crate) use kept::Kept;
 
 use crate::agent::{Agent, lock};
 use crate::exec::{Prepared, output_pipe};
 use crate::failure::{Failure, Stop};
+use crate::freezer;
 use crate::serve::{Connection, OUTPUT_LIMIT};
+
+/// Most jobs that there are at once, ended ones included.
+const MAX_JOBS: usize = MAX_RUNNING_JOBS + MAX_FINISHED_JOBS;
 
 /// All jobs that are remembered, by number.
 #[derive(Debug, Default)]
@@ -28,6 +34,10 @@ pub(crate) struct Jobs {
 }
 
 impl Jobs {
+    fn next_id(&self) -> u64 {
+        self.started.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
     fn find(&self, id: u64) -> Result<Arc<Job>, Failure> {
         lock(&self.table).get(&id).cloned().ok_or_else(|| {
             Failure::new(ErrorCode::NotFound, format!("there is no job {id}; it may have been forgotten"))
@@ -39,8 +49,9 @@ impl Jobs {
 ///
 /// # Errors
 /// The command cannot be started, or too many jobs run.
-pub(crate) fn start(agent: &Agent, command: &Command) -> Result<Reply, Failure> {
+pub(crate) fn start(agent: &Agent, connection: &mut Connection, command: &Command) -> Result<Reply, Stop> {
     let prepared = Prepared::new(agent, command, false)?;
+    let entry = freezer::enter(agent, connection)?;
     let (stdout, stdout_of_child) = output_pipe()?;
     let (stderr, stderr_of_child) = output_pipe()?;
     let mut table = lock(&agent.jobs.table);
@@ -49,12 +60,13 @@ pub(crate) fn start(agent: &Agent, command: &Command) -> Result<Reply, Failure> 
         return Err(Failure::new(
             ErrorCode::Exhausted,
             format!("{running} background jobs run already, the most there can be; end one first"),
-        ));
+        )
+        .into());
     }
     // Under the lock, so that no more than the limit can start at once.
     let stdio = [agent.null.as_fd(), stdout_of_child.as_fd(), stderr_of_child.as_fd()];
-    let child = prepared.start(agent, stdio, false)?;
-    let id = agent.jobs.started.fetch_add(1, Ordering::Relaxed) + 1;
+    let child = prepared.start(agent, entry.as_ref(), stdio, false)?;
+    let id = agent.jobs.next_id();
     let job = Arc::new(Job::new(id, child, [stdout, stderr], &command.argv));
     table.insert(id, Arc::clone(&job));
     forget_oldest(&mut table);
@@ -63,9 +75,37 @@ pub(crate) fn start(agent: &Agent, command: &Command) -> Result<Reply, Failure> 
     Ok(Reply::Job { job: job.describe() })
 }
 
+/// Makes a job of a command whose connection is gone, even if as many jobs run as may be started: it runs already.
+///
+/// # Errors
+/// There are as many jobs as can be listed, and all of them run. The command is given back.
+pub(crate) fn adopt(agent: &Agent, mut orphan: Orphan) -> Result<(), Box<Orphan>> {
+    let mut table = lock(&agent.jobs.table);
+    if table.values().filter(|job| job.is_running()).count() >= MAX_JOBS {
+        return Err(Box::new(orphan));
+    }
+    let (input, deadline) = (orphan.input.take(), orphan.deadline);
+    let id = agent.jobs.next_id();
+    let job = Arc::new(Job::adopt(id, orphan));
+    table.insert(id, Arc::clone(&job));
+    forget_oldest(&mut table);
+    drop(table);
+    agent.keeper.keep_job(&job);
+    if let Some(deadline) = deadline {
+        agent.keeper.end_job_at(&job, deadline);
+    }
+    if let Some((fd, bytes)) = input {
+        agent.keeper.feed(fd, bytes);
+    }
+    Ok(())
+}
+
+/// Forgets what ended first, so that no more are remembered than may be, ended or in all.
 fn forget_oldest(table: &mut BTreeMap<u64, Arc<Job>>) {
     let finished: Vec<u64> = table.iter().filter(|(_, job)| !job.is_running()).map(|(id, _)| *id).collect();
-    for id in &finished[..finished.len().saturating_sub(MAX_FINISHED_JOBS)] {
+    let running = table.len() - finished.len();
+    let remembered = MAX_FINISHED_JOBS.min(MAX_JOBS.saturating_sub(running));
+    for id in &finished[..finished.len().saturating_sub(remembered)] {
         table.remove(id);
     }
 }

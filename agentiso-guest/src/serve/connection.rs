@@ -11,6 +11,8 @@ use agentiso_guest::message::{Input, Reply, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::io::Errno;
 
+use super::sessions::Member;
+
 /// Bytes read at once from a socket.
 const SOCKET_READ_BYTES: usize = 32 * 1024;
 /// Bytes read at once from a virtio-serial port, which never gives more than a page.
@@ -52,6 +54,8 @@ pub(crate) enum Lost {
     Stalled,
     /// Too many connections hold very long messages.
     TooLarge,
+    /// The machine is a copy, and the host of this connection is that of the machine it was copied from.
+    Detached,
 }
 
 /// What is particular to a serial port: while no host is connected, reading answers "end" and `poll` "hang-up", at once
@@ -94,6 +98,10 @@ pub(crate) struct Connection {
     incomplete_since: Option<Instant>,
     last_input: Instant,
     holds_large: bool,
+    /// When what is queued may be written at last, if that is to wait for more.
+    held_until: Option<Instant>,
+    /// While a connection is being served. The last field: the channel is closed when it is dropped.
+    member: Option<Member>,
 }
 
 impl Connection {
@@ -123,6 +131,8 @@ impl Connection {
             incomplete_since: None,
             last_input: Instant::now(),
             holds_large: false,
+            held_until: None,
+            member: None,
         }
     }
 
@@ -131,13 +141,36 @@ impl Connection {
     }
 
     /// Begins a connection at a message boundary: what was to be sent on the one before is forgotten.
-    pub(super) fn begin(&mut self, nonce: Nonce) {
+    pub(super) fn begin(&mut self, nonce: Nonce, member: Member) {
+        self.member = Some(member);
+        self.held_until = None;
         self.nonce = nonce;
         self.decoder.rebind(nonce);
         self.out.clear();
         self.written = 0;
         self.incomplete_since = None;
         self.note_host();
+    }
+
+    /// The connection was served to its end.
+    pub(super) fn end(&mut self) {
+        self.member = None;
+    }
+
+    /// This connection's part in its era.
+    pub(crate) fn member(&mut self) -> &mut Option<Member> {
+        &mut self.member
+    }
+
+    /// Lets what is queued wait for more: until more is asked to be written, or `limit` is over. Each write is an exit
+    /// from a virtual machine, and each read of the host's a system call.
+    pub(crate) fn hold(&mut self, limit: Duration) {
+        self.held_until = Some(Instant::now() + limit);
+    }
+
+    /// What is queued waits no longer.
+    pub(crate) fn let_go(&mut self) {
+        self.held_until = None;
     }
 
     /// Gives memory back; for a connection with nothing to do. Small buffers stay for the next operation.
@@ -315,6 +348,13 @@ impl Connection {
         deadline: Option<Instant>,
     ) -> Result<[PollFlags; N], Lost> {
         let before = self.pending();
+        if let Some(held_until) = self.held_until {
+            if Instant::now() < held_until {
+                let until = deadline.map_or(held_until, |deadline| deadline.min(held_until));
+                return self.poll_once(want_input, others, Some(until));
+            }
+            self.held_until = None;
+        }
         self.write_some()?;
         // A caller that pauses because so much is queued must get to know that there is room again.
         let has_room = before >= OUTPUT_LIMIT && self.pending() < before;
@@ -342,16 +382,20 @@ impl Connection {
         if want_input {
             events |= PollFlags::IN | PollFlags::RDHUP;
         }
-        if self.pending() > 0 {
+        if self.pending() > 0 && self.held_until.is_none() {
             events |= PollFlags::OUT;
         }
-        let (mine, theirs) = {
+        let (mine, is_over, theirs) = {
             let own = match &self.port {
                 Some(port) if loss.is_some() => PollFd::new(&port.changes, PollFlags::IN),
                 _ => PollFd::new(&self.fd, events),
             };
-            let mut fds = Vec::with_capacity(N + 1);
+            let mut fds = Vec::with_capacity(N + 2);
             fds.push(own);
+            fds.push(match &self.member {
+                Some(member) => PollFd::new(member, PollFlags::IN),
+                None => PollFd::new(&self.fd, PollFlags::empty()),
+            });
             // A descriptor that is not waited for stands in as "nothing" on our own, its answer is not looked at.
             fds.extend(others.iter().map(|other| match other {
                 Some((fd, events)) => PollFd::from_borrowed_fd(*fd, *events),
@@ -362,13 +406,17 @@ impl Connection {
                 Err(_) => return Err(Lost::Gone),
             }
             let mut ready = [PollFlags::empty(); N];
-            for ((ready, other), fd) in ready.iter_mut().zip(&others).zip(&fds[1..]) {
+            for ((ready, other), fd) in ready.iter_mut().zip(&others).zip(&fds[2..]) {
                 if other.is_some() {
                     *ready = fd.revents();
                 }
             }
-            (fds[0].revents(), ready)
+            let is_over = self.member.is_some() && !fds[1].revents().is_empty();
+            (fds[0].revents(), is_over, ready)
         };
+        if is_over {
+            return Err(Lost::Detached);
+        }
         if let Some(loss) = loss {
             self.take_changes();
             if !self.read_some()? && loss <= Instant::now() && self.is_without_host() {
@@ -466,7 +514,7 @@ impl Connection {
     }
 
     /// When something was read last.
-    pub(super) fn last_input(&self) -> Instant {
+    pub(crate) fn last_input(&self) -> Instant {
         self.last_input
     }
 

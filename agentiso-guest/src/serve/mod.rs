@@ -1,10 +1,12 @@
 //! Connections: where they come from ([`slots`], [`streams`]), how bytes become messages on them ([`connection`]), who
-//! they belong to ([`greeting`]), and what is done with the one request of each ([`session`]).
+//! they belong to ([`greeting`], [`sessions`]), and what is done with the one request of each ([`session`]).
 
 mod connection;
 mod greeting;
 mod session;
+mod sessions;
 pub(crate) mod slots;
 pub(crate) mod streams;
 
 pub(crate) use connection::{Connection, Lost, OUTPUT_LIMIT, timeout_until};
+pub(crate) use sessions::Sessions;

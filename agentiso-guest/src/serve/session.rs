@@ -42,7 +42,16 @@ impl Drop for Served<'_> {
 /// # Errors
 /// How the connection was lost.
 pub(super) fn run(agent: &Arc<Agent>, connection: &mut Connection, hello: &Hello) -> Result<(), Lost> {
-    connection.begin(hello.hello);
+    connection.begin(hello.hello, agent.sessions.enter());
+    let result = answer(agent, connection, hello);
+    // A connection of another life counts until its channel is closed: its bytes must not meet the next one's.
+    if !matches!(result, Err(Lost::Detached)) {
+        connection.end();
+    }
+    result
+}
+
+fn answer(agent: &Arc<Agent>, connection: &mut Connection, hello: &Hello) -> Result<(), Lost> {
     let served = Served::count(&agent.served);
     let verdict = if hello.generation != PROTOCOL_GENERATION {
         Verdict::WrongGeneration
@@ -51,11 +60,16 @@ pub(super) fn run(agent: &Arc<Agent>, connection: &mut Connection, hello: &Hello
     } else {
         Verdict::Accepted
     };
+    if hello.request && verdict == Verdict::Accepted && !agent.sessions.begin_request(hello.hello) {
+        // Its host has given it up and asks elsewhere. The request is passed over.
+        return Ok(());
+    }
     connection.send_welcome(&Welcome {
         welcome: hello.hello,
         generation: PROTOCOL_GENERATION,
         agent: env!("CARGO_PKG_VERSION").to_owned(),
         verdict,
+        request: hello.request,
     });
     if verdict != Verdict::Accepted {
         return connection.flush();
@@ -92,7 +106,7 @@ fn serve_one(agent: &Arc<Agent>, connection: &mut Connection) -> Result<(), Lost
 /// What a host that is still there is told before its connection is reset.
 fn last_words(lost: &Lost) -> Option<(ErrorCode, String)> {
     match lost {
-        Lost::Gone | Lost::Replaced(_) => None,
+        Lost::Gone | Lost::Replaced(_) | Lost::Detached => None,
         Lost::Malformed(FrameError::Malformed(error)) => {
             Some((ErrorCode::Invalid, format!("the message is not one this agent knows: {error}")))
         }
@@ -111,7 +125,7 @@ fn last_words(lost: &Lost) -> Option<(ErrorCode, String)> {
 fn perform(agent: &Arc<Agent>, connection: &mut Connection, request: Request) -> Result<Reply, Stop> {
     use crate::{archive, configure, exec, files, freezer, info, jobs, walk};
 
-    if agent.is_ending() && !matches!(request, Request::Ping | Request::Info) {
+    if agent.is_ending() && !matches!(request, Request::Ping | Request::Info | Request::Void { .. }) {
         return Err(Failure::new(
             ErrorCode::Conflict,
             format!("{}: the machine is shutting down", request.name()),
@@ -127,7 +141,7 @@ fn perform(agent: &Arc<Agent>, connection: &mut Connection, request: Request) ->
         Request::Exec { command, stdin, tty, timeout_ms } => {
             return exec::run(agent, connection, &command, stdin, tty, timeout_ms);
         }
-        Request::JobStart { command } => return Ok(jobs::start(agent, &command)?),
+        Request::JobStart { command } => return jobs::start(agent, connection, &command),
         Request::JobList => return Ok(jobs::list(agent)),
         Request::JobPoll { job } => return jobs::poll(agent, connection, job),
         Request::JobWait { job, timeout_ms } => return jobs::wait(agent, connection, job, timeout_ms),
@@ -146,13 +160,19 @@ fn perform(agent: &Arc<Agent>, connection: &mut Connection, request: Request) ->
         }
         Request::EnvSet { vars } => agent.environment.set(vars)?,
         Request::EnvClear => agent.environment.clear(),
-        Request::Configure(configuration) => configure::apply(&configuration)?,
+        Request::Configure(configuration) => return configure::apply(agent, connection, &configuration),
         Request::Freeze { timeout_ms } => freezer::freeze(agent, connection, timeout_ms)?,
         Request::Thaw => freezer::thaw(agent)?,
         Request::Sync => rustix::fs::sync(),
         // Begun once the reply is on its way.
         Request::Shutdown { .. } => {}
         Request::Info => return Ok(info::gather()?),
+        Request::Void { nonce } => {
+            if !agent.sessions.make_void(nonce) {
+                let text = "giving up a request: it was begun";
+                return Err(Failure::new(ErrorCode::Conflict, text).into());
+            }
+        }
     }
     Ok(Reply::Done)
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentiso_guest::SERIAL_PORT_PREFIX;
-use agentiso_guest::hello::HelloScanner;
+use agentiso_guest::hello::{HelloScanner, Nonce};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 
@@ -55,6 +55,7 @@ impl Slots {
 
 fn serve_port(agent: &Arc<Agent>, path: &Path) {
     let mut between = Between::Fresh(HelloScanner::new());
+    let mut last = None;
     loop {
         let port = open_port(path);
         let Ok(mut connection) = Connection::on_port(port) else {
@@ -63,14 +64,23 @@ fn serve_port(agent: &Arc<Agent>, path: &Path) {
             continue;
         };
         // A fault of the agent's own ends the connection, never the slot.
-        let served = catch_unwind(AssertUnwindSafe(|| serve_open_port(agent, &mut connection, between)));
+        let served =
+            catch_unwind(AssertUnwindSafe(|| serve_open_port(agent, &mut connection, between, &mut last)));
         between = served.unwrap_or(Between::Unknown);
         // Closing the port discards what it holds.
     }
 }
 
 /// Serves one connection after the other until the port must be reset. Returns what is known of what comes then.
-fn serve_open_port(agent: &Arc<Agent>, connection: &mut Connection, mut between: Between) -> Between {
+///
+/// `last` is the nonce that was served last, whatever happened to the port since: its hello may be sent again, its request
+/// must not be carried out again.
+fn serve_open_port(
+    agent: &Arc<Agent>,
+    connection: &mut Connection,
+    mut between: Between,
+    last: &mut Option<Nonce>,
+) -> Between {
     let mut next = None;
     loop {
         let hello = match next.take() {
@@ -80,11 +90,16 @@ fn serve_open_port(agent: &Arc<Agent>, connection: &mut Connection, mut between:
                 Err(NoHello::Reset | NoHello::Closed) => return Between::Unknown,
             },
         };
+        if last.replace(hello.hello) == Some(hello.hello) {
+            continue;
+        }
         match session::run(agent, connection, &hello) {
             Ok(()) => between = Between::Framed,
             Err(Lost::Replaced(hello)) => next = Some(hello),
             // Everything was read: whatever comes is a new connection's.
             Err(Lost::Gone) => between = Between::after_end(connection.forget_input()),
+            // The port's host is a new one, or none yet: what comes once the port was closed is a new connection's.
+            Err(Lost::Detached) => return Between::Fresh(HelloScanner::new()),
             Err(Lost::Malformed(_) | Lost::Stalled | Lost::TooLarge) => return Between::Unknown,
         }
     }

@@ -269,7 +269,7 @@ impl Connection {
 
 pub(crate) fn hello_bytes(nonce: Nonce, generation: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
-    encode_plain(&mut bytes, &Hello { hello: nonce, generation }).unwrap();
+    encode_plain(&mut bytes, &Hello { hello: nonce, generation, request: false }).unwrap();
     bytes
 }
 

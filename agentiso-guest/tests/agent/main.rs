@@ -3,9 +3,11 @@
 
 mod archives;
 mod client;
+mod clones;
 mod commands;
 mod environment;
 mod files;
 mod jobs;
 mod protocol;
+mod requests;
 mod tree;

@@ -1,6 +1,6 @@
 use std::{collections::BTreeMap, time::Duration};
 
-use agentiso_guest::message::{Configuration, Request};
+use agentiso_guest::message::{ErrorCode, Request};
 
 use super::{CHUNK_DEADLINE, EXEC_GRACE, GuestClient, GuestError, SYNC_DEADLINE, millis};
 
@@ -24,22 +24,21 @@ impl GuestClient {
         self.done("clear environment variables", Request::EnvClear, CHUNK_DEADLINE).await
     }
 
-    /// Gives the machine its identity and surroundings. All of it is in force when this returns.
+    /// Freezes user processes. The guest gives up and thaws them if that takes longer than `limit`. Frozen already: no
+    /// effect.
     ///
     /// # Errors
-    /// See [`GuestError`]; [`GuestError::Refused`] names what failed. Parts may be in force then.
-    pub async fn configure(&self, configuration: Configuration) -> Result<(), GuestError> {
-        let request = Request::Configure(Box::new(configuration));
-        self.done("configure the guest", request, CHUNK_DEADLINE).await
-    }
-
-    /// Freezes user processes. The guest gives up and thaws them if that takes longer than `limit`.
-    ///
-    /// # Errors
-    /// See [`GuestError`]. After any but [`GuestError::Refused`] they may be frozen: thaw.
+    /// [`GuestError::NotFrozen`]: they run again. See [`GuestError`]; after any other but [`GuestError::Refused`] they may
+    /// be frozen: thaw.
     pub async fn freeze(&self, limit: Duration) -> Result<(), GuestError> {
+        let operation = "freeze the guest's processes";
         let request = Request::Freeze { timeout_ms: millis(limit) };
-        self.done("freeze the guest's processes", request, limit + EXEC_GRACE).await
+        match self.done(operation, request, limit + EXEC_GRACE).await {
+            Err(GuestError::Refused { code: ErrorCode::TimedOut, .. }) => {
+                Err(GuestError::NotFrozen { operation, id: self.record.id, limit })
+            }
+            result => result,
+        }
     }
 
     /// Lets frozen user processes run again.

@@ -158,7 +158,7 @@ impl DataSink {
 
     /// Sends one message while listening for an error.
     async fn send(&mut self, input: &Input, payload: &[u8]) -> Result<(), GuestError> {
-        let Session { replies, inputs } = &mut self.session;
+        let Session { replies, inputs, .. } = &mut self.session;
         let call = replies.call();
         let sending = timeout(CHUNK_DEADLINE, inputs.send(input, payload));
         let sent = tokio::select! {

@@ -96,6 +96,33 @@ pub enum GuestError {
         /// The guest's text, cleaned with [`clean_text`]. Only as true as the guest is honest.
         message: String,
     },
+    /// Not all user processes were frozen in time. They run again.
+    #[error("could not {operation}: some of machine {id} were still running after {limit:?}; all run again")]
+    NotFrozen {
+        /// What was being done.
+        operation: &'static str,
+        /// Whose processes.
+        id: WorkspaceId,
+        /// The time they had.
+        limit: Duration,
+    },
+    /// The guest's wall clock is wrong, however often it was set. All else is in force.
+    #[error(
+        "could not {operation}: the wall clock of machine {id} is {off:?} off after it was set {times} times, with \
+         round trips of {round_trip:?}: this host is too busy, or the guest's clock cannot be set"
+    )]
+    Clock {
+        /// What was being done.
+        operation: &'static str,
+        /// Whose clock.
+        id: WorkspaceId,
+        /// How far it is off, in either direction.
+        off: Duration,
+        /// What the way there and back took.
+        round_trip: Duration,
+        /// How often it was set.
+        times: u32,
+    },
     /// The request cannot be sent, for it is too long. The operation was not begun.
     #[error("could not {operation}: the request cannot be sent")]
     Request {

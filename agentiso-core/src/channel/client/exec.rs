@@ -144,7 +144,7 @@ pub struct ExecStream {
 
 impl ExecStream {
     fn new(session: Session, limit: Option<Duration>, stdin: bool) -> Self {
-        let Session { replies, inputs } = session;
+        let Session { replies, inputs, .. } = session;
         let input = ExecInput { call: replies.call(), inputs, accepts_stdin: stdin };
         let deadline = limit.map(|limit| (Instant::now() + limit, limit));
         Self { input, events: ExecEvents { replies, deadline, stage: Stage::Begun } }
@@ -212,6 +212,9 @@ impl ExecEvents {
         let event = frame.and_then(|frame| self.event(call, frame));
         if matches!(event, Err(_) | Ok(ExecEvent::Exited(_))) {
             self.stage = Stage::Over;
+        }
+        if matches!(event, Ok(ExecEvent::Exited(_))) {
+            self.replies.release();
         }
         event.map(Some)
     }

@@ -170,7 +170,9 @@ impl GuestClient {
     /// See [`GuestError`]. Nothing in the guest is changed.
     pub async fn stat_file(&self, path: impl Into<String>) -> Result<Entry, GuestError> {
         let request = Request::FileStat { path: path.into() };
-        let (call, reply) = self.ask("describe a file", &request, CHUNK_DEADLINE).await?;
+        let (call, reply) = self
+            .ask("describe a file", &request, CHUNK_DEADLINE, |reply| matches!(reply, Reply::Entry { .. }))
+            .await?;
         match reply {
             // The root has no last component.
             Reply::Entry { entry } if is_component(&entry.name) || matches!(&*entry.name, "" | "/") => {

@@ -13,7 +13,7 @@ use crate::channel::GuestStream;
 /// A connection in two halves. It lives as long as its reading half: with that the operation is over, whoever still
 /// holds the other.
 pub(super) fn split(stream: GuestStream) -> (ReadHalf, WriteHalf) {
-    let shared = Arc::new(Mutex::new(Shared { stream: Some(stream), writer: None }));
+    let shared = Arc::new(Mutex::new(Shared { stream: Some(stream), writer: None, is_cut: false }));
     (ReadHalf(shared.clone()), WriteHalf { shared, pending: Vec::new(), written: 0 })
 }
 
@@ -22,6 +22,8 @@ struct Shared {
     stream: Option<GuestStream>,
     /// Who waits to write: must hear when the stream goes.
     writer: Option<Waker>,
+    /// The last thing written was the beginning of something.
+    is_cut: bool,
 }
 
 /// Held for one non-blocking call at a time.
@@ -46,16 +48,24 @@ impl ReadHalf {
     }
 }
 
-impl Drop for ReadHalf {
-    fn drop(&mut self) {
-        let (stream, writer) = {
+impl ReadHalf {
+    /// Takes the connection away from both halves, as if it were closed; `None` if it is, or something was written in
+    /// part.
+    pub(super) fn take_stream(&mut self) -> Option<GuestStream> {
+        let (stream, writer, is_cut) = {
             let mut shared = lock(&self.0);
-            (shared.stream.take(), shared.writer.take())
+            (shared.stream.take(), shared.writer.take(), shared.is_cut)
         };
-        drop(stream);
         if let Some(writer) = writer {
             writer.wake();
         }
+        stream.filter(|_| !is_cut)
+    }
+}
+
+impl Drop for ReadHalf {
+    fn drop(&mut self) {
+        drop(self.take_stream());
     }
 }
 
@@ -82,12 +92,15 @@ impl WriteHalf {
     /// Writes what is in the buffer.
     pub(super) fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut shared = lock(&self.shared);
-        let Shared { stream, writer } = &mut *shared;
+        let Shared { stream, writer, is_cut } = &mut *shared;
         let Some(stream) = stream else { return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())) };
         while self.written < self.pending.len() {
             match Pin::new(&mut *stream).poll_write(cx, &self.pending[self.written..]) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Ok(n)) => self.written += n,
+                Poll::Ready(Ok(n)) => {
+                    self.written += n;
+                    *is_cut = self.written < self.pending.len();
+                }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => {
                     *writer = Some(cx.waker().clone());

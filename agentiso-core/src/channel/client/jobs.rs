@@ -34,7 +34,11 @@ impl GuestClient {
     /// See [`GuestError`]; a program that does not exist is [`GuestError::Refused`].
     pub async fn job_start(&self, command: Command) -> Result<Job, GuestError> {
         let request = Request::JobStart { command };
-        let (call, reply) = self.ask("start a background job", &request, CHUNK_DEADLINE).await?;
+        let (call, reply) = self
+            .ask("start a background job", &request, CHUNK_DEADLINE, |reply| {
+                matches!(reply, Reply::Job { .. })
+            })
+            .await?;
         match reply {
             Reply::Job { job } => Ok(clean(job)),
             other => Err(call.unexpected(kind(&other))),

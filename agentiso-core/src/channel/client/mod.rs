@@ -1,24 +1,27 @@
 //! The typed client of a machine's agent: what a guest can be asked to do, over any [`GuestChannel`].
 //!
-//! Each operation is one fresh connection, opened with a hello, so that none waits for another and no answer is ever
+//! Each operation is one connection, opened with a hello of its own, so that none waits for another and no answer is ever
 //! taken for that of another one. A guest may say anything at any time: every reply is checked against what is due,
 //! every size is bounded, every wait has a deadline. Dropping a future or a stream closes its connection.
 //!
 //! - `open.rs`: the hello, lanes that stay silent, requests that may be sent along with the hello.
+//! - `idle.rs`: channels that stay open for the next connection.
 //! - `session.rs`, `halves.rs`: frames over a connection that is read and written at once.
 //! - `exec.rs`, `collect.rs`: running commands, streamed or collected; `jobs.rs`: background jobs.
 //! - `files.rs`, `data.rs`: files and archives.
 //! - `walk.rs`: trees of files, and what the files contain.
-//! - `control.rs`: environment, identity, freezing, flushing, shutdown.
+//! - `configure.rs`: identity and clock; `control.rs`: environment, freezing, flushing, shutdown.
 //! - `error.rs`, `text.rs`: errors, and a guest's text made fit to be shown.
 
 mod collect;
+mod configure;
 mod control;
 mod data;
 mod error;
 mod exec;
 mod files;
 mod halves;
+mod idle;
 mod jobs;
 mod open;
 mod session;
@@ -30,14 +33,14 @@ mod walk;
 use std::{sync::Arc, time::Duration};
 
 pub use agentiso_guest::message::{
-    Command, Compression, Configuration, Entry, EntryKind, ErrorCode, Exit, GuestInfo, Job,
-    NetworkConfiguration, TtySize,
+    Command, Compression, Entry, EntryKind, ErrorCode, Exit, GuestInfo, Job, NetworkConfiguration, TtySize,
 };
 use agentiso_guest::message::{Reply, Request};
 pub use agentiso_guest::tree::{FileTime, InvalidEscape, RawPath, TreeEntry, TreeKind};
 
 pub use self::{
     collect::{CollectOptions, DEFAULT_EXEC_TIMEOUT, DEFAULT_MAX_OUTPUT_BYTES, ExecOutput},
+    configure::{Configure, ConfigureReport},
     data::{DataSink, DataStream},
     error::{GuestError, ProtocolError},
     exec::{ExecEvent, ExecEvents, ExecInput, ExecSpec, ExecStream, exit_status},
@@ -71,6 +74,7 @@ pub struct GuestClient {
     record: ChannelRecord,
     lane: Lane,
     connect_limit: Duration,
+    idle: idle::IdleStreams,
 }
 
 impl std::fmt::Debug for GuestClient {
@@ -86,7 +90,13 @@ impl std::fmt::Debug for GuestClient {
 impl GuestClient {
     /// A client of the agent behind this channel. Connects to nothing yet.
     pub fn new(channel: Arc<dyn GuestChannel>, record: ChannelRecord) -> Self {
-        Self { channel, record, lane: Lane::Work, connect_limit: CONNECT_LIMIT }
+        Self {
+            channel,
+            record,
+            lane: Lane::Work,
+            connect_limit: CONNECT_LIMIT,
+            idle: idle::IdleStreams::default(),
+        }
     }
 
     /// The same, with the lane that users' work leaves free. Signals to jobs, configure, freeze, thaw, sync and
@@ -128,7 +138,11 @@ impl GuestClient {
     /// # Errors
     /// See [`GuestError`]. Nothing in the guest is changed.
     pub async fn info(&self) -> Result<GuestInfo, GuestError> {
-        let (call, reply) = self.ask("ask what the guest is", &Request::Info, CHUNK_DEADLINE).await?;
+        let (call, reply) = self
+            .ask("ask what the guest is", &Request::Info, CHUNK_DEADLINE, |reply| {
+                matches!(reply, Reply::Info { .. })
+            })
+            .await?;
         match reply {
             Reply::Info { info } => Ok(GuestInfo {
                 kernel: clean_text(&info.kernel),
@@ -139,15 +153,20 @@ impl GuestClient {
         }
     }
 
-    /// Carries out a request that has one short reply.
+    /// Carries out a request that has one short reply; `due` says which.
     async fn ask(
         &self,
         operation: &'static str,
         request: &Request,
         limit: Duration,
+        due: fn(&Reply) -> bool,
     ) -> Result<(Call, Reply), GuestError> {
         let mut session = self.open(operation, request, SHORT_REPLY).await?;
         let frame = session.replies.next_within(limit).await?;
+        // Whoever answers what is not due is not trusted with another operation.
+        if due(&frame.message) {
+            session.replies.release();
+        }
         Ok((session.replies.call(), frame.message))
     }
 
@@ -158,7 +177,7 @@ impl GuestClient {
         request: Request,
         limit: Duration,
     ) -> Result<(), GuestError> {
-        match self.ask(operation, &request, limit).await? {
+        match self.ask(operation, &request, limit, |reply| *reply == Reply::Done).await? {
             (_, Reply::Done) => Ok(()),
             (call, other) => Err(call.unexpected(kind(&other))),
         }

@@ -1,12 +1,15 @@
 //! Opening a connection: hello until welcome, on another lane where one stays silent.
 
-use std::time::Duration;
+use std::{
+    pin::Pin,
+    time::{Duration, SystemTime},
+};
 
 use agentiso_guest::{
     PROTOCOL_GENERATION,
     frame::encode_plain,
     hello::{Hello, NONCE_BYTES, Nonce, Verdict, Welcome, WelcomeScanner},
-    message::Request,
+    message::{Configuration, Request},
 };
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
@@ -14,6 +17,7 @@ use super::{
     CHUNK_DEADLINE, GuestClient,
     error::{Call, GuestError},
     halves::{ReadHalf, WriteHalf, split},
+    idle::IdleStreams,
     session::{InputWriter, ReplyReader, Session},
     text::clean_text,
 };
@@ -32,17 +36,30 @@ const OTHER_LANE_LIMIT: Duration = Duration::from_millis(50);
 /// Pause before connecting again to an agent that closed the connection before it said anything, or was busy.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long to ask whether a request was begun.
+const VOID_LIMIT: Duration = Duration::from_secs(2);
+
 /// Longest request that is sent along with the hello.
 const MAX_PIPELINED_BYTES: usize = 8 * 1024;
 
 /// Bytes that one read brings while the welcome is looked for.
 const READ_BYTES: usize = 4096;
 
-/// Whether a request changes nothing in the guest, so that it does no harm if it is carried out twice, or late.
-///
-/// Only such a request goes out with the first hello. If that hello is not answered in time, nobody can know whether
-/// it was lost together with the request or will still be read.
-fn is_read_only(request: &Request) -> bool {
+/// Whether a request may go out with the first hello, which saves a round trip.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pipelining {
+    /// It waits for the welcome.
+    Never,
+    /// It changes nothing in the guest and does no harm if it is carried out twice, or late: if its hello is not
+    /// answered in time, it goes out again.
+    Repeatable,
+    /// It must not be carried out twice. Its hello says that it follows, and the welcome says whether it did. If the
+    /// hello is not answered in time it is said again, alone; before another lane is tried the agent must have
+    /// confirmed that the request was not begun and never will be ([`Request::Void`]).
+    Once,
+}
+
+fn pipelining_of(request: &Request) -> Pipelining {
     match request {
         Request::Ping
         | Request::Info
@@ -54,10 +71,14 @@ fn is_read_only(request: &Request) -> bool {
         | Request::Walk { .. }
         | Request::Hash { .. }
         | Request::ArchiveRead { .. }
-        | Request::Sync => true,
+        | Request::Sync
+        | Request::Void { .. } => Pipelining::Repeatable,
         Request::Exec { .. }
         | Request::JobStart { .. }
-        | Request::JobWait { .. }
+        | Request::Configure(_)
+        | Request::Freeze { .. }
+        | Request::Thaw => Pipelining::Once,
+        Request::JobWait { .. }
         | Request::JobAttach { .. }
         | Request::JobSignal { .. }
         | Request::FileWrite { .. }
@@ -65,10 +86,7 @@ fn is_read_only(request: &Request) -> bool {
         | Request::ArchiveWrite { .. }
         | Request::EnvSet { .. }
         | Request::EnvClear
-        | Request::Configure(_)
-        | Request::Freeze { .. }
-        | Request::Thaw
-        | Request::Shutdown { .. } => false,
+        | Request::Shutdown { .. } => Pipelining::Never,
     }
 }
 
@@ -88,8 +106,9 @@ fn lane_of(request: &Request, asked: Lane) -> Lane {
 impl GuestClient {
     /// Opens a connection for one request and sends it; `message_limit` is the longest reply that it can have.
     ///
-    /// Unless the request is read-only, it is sent at most once: an error before the welcome means that it was not
-    /// sent, an error after it that its fate is unknown.
+    /// Unless the request is read-only, it is carried out at most once. [`GuestError::Channel`], [`GuestError::Hello`],
+    /// [`GuestError::Generation`], [`GuestError::AgentBusy`] and [`GuestError::Request`] mean that it was not and will not
+    /// be; after any other error its fate is unknown.
     pub(super) async fn open(
         &self,
         operation: &'static str,
@@ -97,26 +116,38 @@ impl GuestClient {
         message_limit: u32,
     ) -> Result<Session, GuestError> {
         let call = Call { id: self.record.id, operation };
-        let mut encoded = Vec::new();
-        encode_plain(&mut encoded, request).map_err(|error| call.request(error))?;
         let lane = lane_of(request, self.lane);
         let deadline = Instant::now() + self.connect_limit;
-        let mut pipelined =
-            (is_read_only(request) && encoded.len() <= MAX_PIPELINED_BYTES).then_some(encoded.as_slice());
+        let mut pipelining = pipelining_of(request);
         let mut patience = LANE_PATIENCE;
         let mut silent: Option<Opener> = None;
         let mut is_busy = false;
+        // What was kept open and failed is not tried again.
+        let mut may_be_idle = true;
         loop {
-            let mut opener = match (self.connect(lane, deadline, silent.is_some()).await, silent.take()) {
-                (Ok(stream), _) => Opener::new(call, stream, pipelined.take())?,
-                // No other lane: stay with this one.
-                (Err(ChannelError::Busy { .. } | ChannelError::NoAnswer { .. }), Some(silent)) => silent,
-                (Err(error), _) => return Err(call.channel(error)),
+            let mut opener = match silent.take() {
+                // As long as its request may still be carried out there, its lane cannot be left.
+                Some(silent) if silent.has_request() && !self.make_void(&silent, deadline).await => silent,
+                silent => {
+                    match (self.connect(lane, deadline, silent.is_some(), &mut may_be_idle).await, silent) {
+                        (Ok(stream), _) => {
+                            let pipelining = std::mem::replace(&mut pipelining, Pipelining::Never);
+                            Opener::new(call, stream, request, pipelining)?
+                        }
+                        // No other lane: stay with this one.
+                        (Err(ChannelError::Busy { .. } | ChannelError::NoAnswer { .. }), Some(silent)) => {
+                            silent
+                        }
+                        (Err(error), _) => return Err(call.channel(error)),
+                    }
+                }
             };
             match opener.run(deadline.min(Instant::now() + patience)).await? {
                 Progress::Welcomed { welcome, rest } => {
                     if is_accepted(call, &welcome)? {
-                        return opener.into_session(&encoded, message_limit, &rest).await;
+                        // The lane that is kept for control is given back at once.
+                        let home = (lane == Lane::Work).then(|| self.idle.clone());
+                        return opener.into_session(request, &welcome, message_limit, &rest, home).await;
                     }
                     is_busy = true;
                     sleep(RECONNECT_PAUSE).await;
@@ -125,9 +156,17 @@ impl GuestClient {
                     patience *= 2;
                     silent = Some(opener);
                 }
-                Progress::Closed => sleep(RECONNECT_PAUSE).await,
+                Progress::Closed => {
+                    sleep(RECONNECT_PAUSE).await;
+                    if opener.has_request() && !self.make_void(&opener, deadline).await {
+                        return Err(call.disconnected());
+                    }
+                }
             }
             if Instant::now() >= deadline {
+                if silent.is_some_and(|silent| silent.has_request()) {
+                    return Err(call.timeout(self.connect_limit));
+                }
                 if is_busy {
                     return Err(GuestError::AgentBusy { operation, id: call.id });
                 }
@@ -137,12 +176,35 @@ impl GuestClient {
         }
     }
 
+    /// Makes sure that the request of a connection that is not answered is never carried out; `false` if it was begun,
+    /// or the agent could not be asked.
+    ///
+    /// The question goes the way of every other, and so comes by here once more: hence the box.
+    fn make_void(
+        &self,
+        unanswered: &Opener,
+        deadline: Instant,
+    ) -> Pin<Box<dyn Future<Output = bool> + Send + 'static>> {
+        let limit = deadline.saturating_duration_since(Instant::now()).min(VOID_LIMIT);
+        let asking = self.clone().with_connect_limit(limit);
+        let (operation, nonce) = (unanswered.call.operation, unanswered.greeting.nonce);
+        Box::pin(async move {
+            !limit.is_zero() && asking.done(operation, Request::Void { nonce }, limit).await.is_ok()
+        })
+    }
+
     async fn connect(
         &self,
         lane: Lane,
         deadline: Instant,
         is_second: bool,
+        may_be_idle: &mut bool,
     ) -> Result<GuestStream, ChannelError> {
+        if std::mem::take(may_be_idle)
+            && let Some(stream) = self.idle.take()
+        {
+            return Ok(stream);
+        }
         let left = deadline.saturating_duration_since(Instant::now());
         let limit = if is_second { left.min(OTHER_LANE_LIMIT) } else { left };
         let connecting = self.channel.connect(&self.record, lane, limit);
@@ -187,8 +249,10 @@ struct Opener {
     writer: WriteHalf,
     greeting: Greeting,
     next_hello: Instant,
-    /// The request went along with the first hello.
-    is_pipelined: bool,
+    /// How the request went along with the first hello, if it did.
+    pipelined: Pipelining,
+    /// When the request was made.
+    sent: std::time::Instant,
 }
 
 /// A hello, sent until it is answered. It keeps its nonce: with a new one each time, the answers of a slow guest
@@ -196,29 +260,50 @@ struct Opener {
 struct Greeting {
     nonce: Nonce,
     scanner: WelcomeScanner,
-    hello: Vec<u8>,
     sent: u32,
 }
 
 impl Greeting {
     fn new(call: Call) -> Result<Self, GuestError> {
         let nonce = random_nonce().map_err(|error| call.local("its random source", error))?;
-        let mut hello = Vec::new();
-        encode_plain(&mut hello, &Hello { hello: nonce, generation: PROTOCOL_GENERATION })
-            .map_err(|error| call.request(error))?;
-        Ok(Self { nonce, scanner: WelcomeScanner::new(nonce), hello, sent: 0 })
+        Ok(Self { nonce, scanner: WelcomeScanner::new(nonce), sent: 0 })
+    }
+
+    /// Says hello, and whether the request follows.
+    fn say(&mut self, call: Call, out: &mut Vec<u8>, request: bool) -> Result<(), GuestError> {
+        let hello = Hello { hello: self.nonce, generation: PROTOCOL_GENERATION, request };
+        encode_plain(out, &hello).map_err(|error| call.request(error))?;
+        self.sent += 1;
+        Ok(())
     }
 }
 
 impl Opener {
-    fn new(call: Call, stream: GuestStream, pipelined: Option<&[u8]>) -> Result<Self, GuestError> {
+    fn new(
+        call: Call,
+        stream: GuestStream,
+        request: &Request,
+        mut pipelined: Pipelining,
+    ) -> Result<Self, GuestError> {
         let (reader, mut writer) = split(stream);
         let mut greeting = Greeting::new(call)?;
-        writer.buffer().extend_from_slice(&greeting.hello);
-        writer.buffer().extend_from_slice(pipelined.unwrap_or_default());
-        greeting.sent = 1;
+        let mut encoded = Vec::new();
+        let sent = std::time::Instant::now();
+        put_request(call, &mut encoded, request)?;
+        if encoded.len() > MAX_PIPELINED_BYTES {
+            pipelined = Pipelining::Never;
+        }
+        greeting.say(call, writer.buffer(), pipelined == Pipelining::Once)?;
+        if pipelined != Pipelining::Never {
+            writer.buffer().append(&mut encoded);
+        }
         let next_hello = Instant::now() + HELLO_INTERVAL;
-        Ok(Self { call, reader, writer, greeting, next_hello, is_pipelined: pipelined.is_some() })
+        Ok(Self { call, reader, writer, greeting, next_hello, pipelined, sent })
+    }
+
+    /// Whether a request that must not be carried out twice went along with the first hello.
+    fn has_request(&self) -> bool {
+        self.pipelined == Pipelining::Once
     }
 
     /// Says hello until it is answered or the time is over. May be called again after [`Progress::Silent`].
@@ -262,33 +347,59 @@ impl Opener {
             // The one before is still on its way.
             return Ok(());
         }
-        if self.is_pipelined {
+        if self.pipelined == Pipelining::Repeatable {
             // Whether the request arrived with it cannot be known: begin anew, and let that answer go unheard.
             self.greeting = Greeting::new(self.call)?;
-            self.is_pipelined = false;
+            self.pipelined = Pipelining::Never;
         }
-        self.writer.buffer().extend_from_slice(&self.greeting.hello);
-        self.greeting.sent += 1;
-        Ok(())
+        self.greeting.say(self.call, self.writer.buffer(), false)
     }
 
     /// Goes on with the request, unless it went along with the hello.
     async fn into_session(
         self,
-        request: &[u8],
+        request: &Request,
+        welcome: &Welcome,
         message_limit: u32,
         first: &[u8],
+        home: Option<IdleStreams>,
     ) -> Result<Session, GuestError> {
-        let Self { call, reader, writer, greeting, is_pipelined, .. } = self;
-        let mut inputs = InputWriter::new(call, writer, greeting.nonce);
-        if !is_pipelined {
-            inputs.put_request(request);
+        let Self { call, reader, mut writer, greeting, pipelined, mut sent, .. } = self;
+        let is_there = match pipelined {
+            Pipelining::Never => false,
+            Pipelining::Repeatable => true,
+            // Otherwise the first hello was lost, and the request with it.
+            Pipelining::Once => welcome.request,
+        };
+        if !is_there {
+            sent = std::time::Instant::now();
+            put_request(call, writer.buffer(), request)?;
         }
+        let mut inputs = InputWriter::new(call, writer, greeting.nonce);
         inputs.drain_within(CHUNK_DEADLINE).await?;
         let welcomes_due = greeting.sent - 1;
-        let replies = ReplyReader::new(call, reader, greeting.nonce, message_limit, first, welcomes_due);
-        Ok(Session { replies, inputs })
+        let replies =
+            ReplyReader::new(call, reader, greeting.nonce, message_limit, first, welcomes_due, home);
+        Ok(Session { replies, inputs, sent })
     }
+}
+
+/// Appends a request as it is right now: a time in it, of a clock that is to be set, is how far ahead of the present it is.
+fn put_request(call: Call, out: &mut Vec<u8>, request: &Request) -> Result<(), GuestError> {
+    let encoded = match request {
+        Request::Configure(configuration) if configuration.time_ns.is_some() => {
+            let ahead = configuration.time_ns.unwrap_or_default();
+            let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            let now = u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX);
+            let time_ns = Some(now.saturating_add(ahead));
+            encode_plain(
+                out,
+                &Request::Configure(Box::new(Configuration { time_ns, ..(**configuration).clone() })),
+            )
+        }
+        _ => encode_plain(out, request),
+    };
+    encoded.map_err(|error| call.request(error))
 }
 
 fn random_nonce() -> std::io::Result<Nonce> {

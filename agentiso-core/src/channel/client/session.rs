@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use super::{
     error::{Call, GuestError},
     halves::{ReadHalf, WriteHalf},
+    idle::IdleStreams,
 };
 
 /// Bytes that the first read of a connection may bring; enough for most operations.
@@ -25,6 +26,8 @@ const LARGEST_READ: usize = 64 * 1024;
 pub(super) struct Session {
     pub(super) replies: ReplyReader,
     pub(super) inputs: InputWriter,
+    /// When the request was made.
+    pub(super) sent: std::time::Instant,
 }
 
 /// Reads what the agent says. Holds at most one message and its payload.
@@ -36,6 +39,8 @@ pub(super) struct ReplyReader {
     read_buffer: Vec<u8>,
     /// Each hello that was sent again may be answered again, before the first reply.
     welcomes_due: u32,
+    /// Where the connection may stay open when all is said.
+    home: Option<IdleStreams>,
 }
 
 impl ReplyReader {
@@ -47,10 +52,20 @@ impl ReplyReader {
         message_limit: u32,
         first: &[u8],
         welcomes_due: u32,
+        home: Option<IdleStreams>,
     ) -> Self {
         let mut decoder = Decoder::new(nonce).with_message_limit(message_limit);
         decoder.feed(first);
-        Self { call, half, nonce, decoder, read_buffer: vec![0; FIRST_READ], welcomes_due }
+        Self { call, half, nonce, decoder, read_buffer: vec![0; FIRST_READ], welcomes_due, home }
+    }
+
+    /// The last reply has come: closes the connection, or leaves it to the next operation.
+    pub(super) fn release(&mut self) {
+        let stream = self.half.take_stream();
+        let is_at_boundary = self.welcomes_due == 0 && !self.decoder.is_mid_message();
+        if let (Some(stream), Some(home), true) = (stream, self.home.take(), is_at_boundary) {
+            home.keep(stream);
+        }
     }
 
     pub(super) fn call(&self) -> Call {
@@ -159,11 +174,6 @@ impl InputWriter {
         frame::encode(self.half.buffer(), input, payload, self.nonce)
     }
 
-    /// Puts the request where the next drain finds it.
-    pub(super) fn put_request(&mut self, request: &[u8]) {
-        self.half.buffer().extend_from_slice(request);
-    }
-
     /// Sends what is in the buffer, if that takes no longer than `limit`.
     pub(super) async fn drain_within(&mut self, limit: Duration) -> Result<(), GuestError> {
         match timeout(limit, self.half.drain()).await {
@@ -195,6 +205,7 @@ pub(super) fn kind(reply: &Reply) -> &'static str {
         Reply::Hashing { .. } => "\"hashing\"",
         Reply::Hashed { .. } => "\"hashed\"",
         Reply::Info { .. } => "\"info\"",
+        Reply::Configured { .. } => "\"configured\"",
         Reply::Done => "\"done\"",
         Reply::Error { .. } => "\"error\"",
     }

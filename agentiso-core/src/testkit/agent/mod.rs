@@ -7,7 +7,10 @@ mod jobs;
 mod walk;
 mod wire;
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant, SystemTime},
+};
 
 use agentiso_guest::{
     limits::{MAX_ENV_VAR_BYTES, MAX_ENV_VARS},
@@ -112,6 +115,7 @@ fn method_of(request: &Request) -> &'static str {
         Request::Sync => "agent.sync",
         Request::Shutdown { .. } => "agent.shutdown",
         Request::Info => "agent.info",
+        Request::Void { .. } => "agent.void",
     }
 }
 
@@ -121,6 +125,7 @@ async fn operate<S: AsyncRead + AsyncWrite + Unpin + Send>(
     guest: &FakeGuest,
     request: Request,
 ) -> Result<Answer, Disconnected> {
+    let received = Instant::now();
     let answer = match request {
         Request::Ping => Ok(Reply::Done),
         Request::Exec { command, stdin, tty, timeout_ms } => {
@@ -151,8 +156,9 @@ async fn operate<S: AsyncRead + AsyncWrite + Unpin + Send>(
             Ok(Reply::Done)
         }
         Request::Configure(configuration) => {
+            guest.state().clones += u32::from(configuration.clone);
             configure(&mut guest.state().configuration, *configuration);
-            Ok(Reply::Done)
+            Ok(configured(received))
         }
         Request::Freeze { .. } => {
             guest.set_frozen(true);
@@ -167,6 +173,8 @@ async fn operate<S: AsyncRead + AsyncWrite + Unpin + Send>(
             Ok(Reply::Done)
         }
         Request::Info => Ok(Reply::Info { info: Box::new(info(guest)) }),
+        // Whatever a fake agent is asked it begins at once.
+        Request::Void { .. } => Err(Refusal::new(ErrorCode::Conflict, "give up a request: it was begun")),
     };
     Ok(answer)
 }
@@ -202,6 +210,19 @@ fn configure(present: &mut Configuration, new: Configuration) {
     present.time_ns = new.time_ns.or(present.time_ns);
     present.entropy = new.entropy.or(present.entropy.take());
     present.grow_root |= new.grow_root;
+    present.clone |= new.clone;
+    present.run_hooks |= new.run_hooks;
+}
+
+/// What a configure that was received then is answered: the clocks of the host, as the guest has no others.
+fn configured(received: Instant) -> Reply {
+    let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Reply::Configured {
+        realtime_ns: nanoseconds(since_1970),
+        monotonic_ns: nanoseconds(since_1970),
+        elapsed_ns: nanoseconds(received.elapsed()),
+    }
 }
 
 fn info(guest: &FakeGuest) -> GuestInfo {

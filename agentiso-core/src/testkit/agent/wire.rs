@@ -62,6 +62,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Wire<S> {
             generation: PROTOCOL_GENERATION,
             agent: "fake".to_owned(),
             verdict,
+            request: hello.request,
         };
         let mut bytes = Vec::new();
         encode_plain(&mut bytes, &welcome).map_err(|_| Disconnected)?;

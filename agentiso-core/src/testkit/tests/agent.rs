@@ -1,10 +1,10 @@
 use std::time::Duration;
 
-use agentiso_guest::message::{Command, Configuration, EntryKind, ErrorCode, Exit};
+use agentiso_guest::message::{Command, EntryKind, ErrorCode, Exit};
 
 use super::Scene;
 use crate::{
-    channel::client::{CollectOptions, ExecEvent, ExecOutput, ExecSpec, GuestError, WriteOptions},
+    channel::client::{CollectOptions, Configure, ExecEvent, ExecOutput, ExecSpec, GuestError, WriteOptions},
     testkit::{Fault, contract::eventually},
 };
 
@@ -169,15 +169,17 @@ async fn files_are_written_read_edited_listed_and_described() {
 #[tokio::test]
 async fn configuration_adds_up() {
     let scene = Scene::new().await;
-    let hostname = Configuration { hostname: Some("one".to_owned()), ..Configuration::default() };
-    let time = Configuration { time_ns: Some(7), grow_root: true, ..Configuration::default() };
+    let hostname = Configure { hostname: Some("one".to_owned()), ..Configure::default() };
+    let time = Configure { set_clock: true, clone: true, ..Configure::default() };
 
     scene.client().configure(hostname).await.unwrap();
-    scene.client().configure(time).await.unwrap();
+    let report = scene.client().configure(time).await.unwrap();
 
     let configuration = scene.guest().configuration();
     assert_eq!(configuration.hostname.as_deref(), Some("one"));
-    assert_eq!(configuration.time_ns, Some(7));
+    assert!(configuration.time_ns.is_some_and(|time| time > 0) && configuration.clone);
+    assert_eq!(scene.guest().clone_configurations(), 1);
+    assert!(report.offset_ns.unsigned_abs() < 100_000_000, "{report:?}");
     assert_eq!(run(&scene, ExecSpec::program(["hostname"])).await.stdout, b"one\n");
     assert_eq!(scene.client().info().await.unwrap().hostname, "one");
 }

@@ -1,9 +1,7 @@
 //! Who reads the files of one side: its own machine, or a helper's.
 
-use agentiso_guest::message::Configuration;
-
 use super::DiffSide;
-use crate::channel::client::GuestClient;
+use crate::channel::client::{Configure, GuestClient};
 use crate::error::EngineError;
 use crate::network::NetworkPolicy;
 use crate::storage::DiskOrigin;
@@ -12,7 +10,8 @@ use crate::types::{WorkspaceId, WorkspaceName, guest_hostname};
 use crate::workspace::create::{Naming, Plan};
 use crate::workspace::engine::{Callers, Engine};
 use crate::workspace::info::{ForkOrigin, WorkspaceState};
-use crate::workspace::snapshot::Visibility;
+use crate::workspace::machine::Begin;
+use crate::workspace::snapshot::Draft;
 
 /// Somebody who reads the files of one side.
 #[derive(Debug)]
@@ -72,7 +71,7 @@ impl Engine {
             }
             None => {
                 let hidden = format!("diff:{}", crate::types::SnapshotId::random());
-                (self.take_snapshot(&parent, &hidden, Visibility::Hidden, false).await?.id, None)
+                (self.take_snapshot(&parent, &Draft::hidden(&hidden)).await?.id, None)
             }
         };
         let plan =
@@ -88,10 +87,10 @@ impl Engine {
             }
         };
         let helper = self.complete(reserved, &plan, callers).await?;
-        let as_before = Configuration {
+        let as_before = Configure {
             hostname: Some(guest_hostname(&parent.name)),
             machine_id: Some(parent.id.as_uuid().simple().to_string()),
-            ..Configuration::default()
+            ..Configure::default()
         };
         let ready = async {
             let client = self.client(&helper)?;
@@ -143,6 +142,7 @@ fn helper_plan(
         image: parent.image.clone(),
         base: parent.base,
         origin,
+        begin: Begin::Boot,
         resources: parent.resources,
         policy: NetworkPolicy::default(),
         forwards: std::collections::BTreeMap::new(),

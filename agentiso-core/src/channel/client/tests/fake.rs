@@ -114,11 +114,13 @@ pub(super) struct Agent {
     /// Bytes that were read and not looked at yet.
     unread: Vec<u8>,
     nonce: Option<Nonce>,
+    /// Whether the last hello said that its request follows.
+    announced: bool,
 }
 
 impl Agent {
     pub(super) fn new(stream: Box<dyn GuestIo>) -> Self {
-        Self { stream, unread: Vec::new(), nonce: None }
+        Self { stream, unread: Vec::new(), nonce: None, announced: false }
     }
 
     /// The next message of the host as JSON text; `None` when the host has closed the connection.
@@ -148,7 +150,13 @@ impl Agent {
         let json = self.json().await.expect("the host said hello");
         let hello: Hello = serde_json::from_slice(&json).expect("a hello");
         self.nonce = Some(hello.hello);
+        self.announced = hello.request;
         hello.hello
+    }
+
+    /// Whether the last hello said that its request follows.
+    pub(super) fn is_announced(&self) -> bool {
+        self.announced
     }
 
     /// Takes a hello and welcomes it.
@@ -162,7 +170,7 @@ impl Agent {
     }
 
     pub(super) async fn welcome_with(&mut self, nonce: Nonce, verdict: Verdict, generation: u32) {
-        let bytes = encoded_welcome(nonce, verdict, generation);
+        let bytes = encoded_welcome_of(nonce, verdict, generation, self.announced);
         self.raw(&bytes).await;
     }
 
@@ -239,8 +247,12 @@ pub(super) fn encoded<M: Message + serde::Serialize>(message: &M, payload: &[u8]
 }
 
 pub(super) fn encoded_welcome(nonce: Nonce, verdict: Verdict, generation: u32) -> Vec<u8> {
+    encoded_welcome_of(nonce, verdict, generation, false)
+}
+
+fn encoded_welcome_of(nonce: Nonce, verdict: Verdict, generation: u32, request: bool) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let welcome = Welcome { welcome: nonce, generation, agent: "fake \x1b[31m".to_owned(), verdict };
+    let welcome = Welcome { welcome: nonce, generation, agent: "fake \x1b[31m".to_owned(), verdict, request };
     frame::encode_plain(&mut bytes, &welcome).unwrap();
     bytes
 }

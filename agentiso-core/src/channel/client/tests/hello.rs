@@ -129,12 +129,12 @@ async fn hello_is_sent_again_every_half_second_with_the_same_nonce() {
             }
             let nonce = agent.hello().await;
             agent.welcome(nonce).await;
-            assert_eq!(agent.request().await, Request::Thaw);
+            assert_eq!(agent.request().await, Request::EnvClear);
             agent.reply(Reply::Done).await;
         }
     });
 
-    client.thaw().await.unwrap();
+    client.env_clear().await.unwrap();
 
     let seen = seen.lock().unwrap();
     let times: Vec<_> = seen.iter().map(|(_, at)| at.as_millis()).collect();
@@ -175,19 +175,16 @@ async fn only_lane_is_kept_however_long_it_is_silent() {
         agent.reply(Reply::Done).await;
     });
 
-    client.thaw().await.unwrap();
+    client.env_clear().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
 async fn guest_that_needs_two_seconds_to_answer_is_not_abandoned_for_ever() {
-    // Each lane answers 2 s after it was connected: the first one is left too early, the second is waited for.
+    // Each lane answers 2 s after it was connected: none is left too early for good.
     let client = client(|_, mut agent| async move {
         let nonce = agent.hello().await;
         sleep(Duration::from_secs(2)).await;
         agent.welcome(nonce).await;
-        while agent.waiting_bytes(Duration::from_millis(1)).await > 200 {
-            agent.hello().await;
-        }
         agent.stay_silent().await;
     });
 
@@ -230,14 +227,17 @@ async fn read_only_request_that_was_lost_with_its_hello_is_sent_again() {
     client.ping().await.unwrap();
 }
 
-/// Says nothing for 1.2 s, then answers every hello that has come, and counts the requests after them.
-async fn answer_every_hello(mut agent: Agent, requests: Arc<AtomicUsize>) {
+/// Says nothing for 1.2 s, then welcomes the first hello and serves the request behind it; counts the requests that come.
+async fn answer_late(mut agent: Agent, requests: Arc<AtomicUsize>) {
     sleep(Duration::from_millis(1200)).await;
-    for _ in 0..3 {
-        agent.accept().await;
-    }
+    agent.accept().await;
     agent.request().await;
     requests.fetch_add(1, Ordering::SeqCst);
+    for _ in 0..2 {
+        // The same hello again, which an agent passes over.
+        agent.hello().await;
+        assert!(!agent.is_announced());
+    }
     agent.reply(Reply::Started { pid: 7 }).await;
     agent.reply(Reply::Exited { exit: Exit::Code(0) }).await;
     assert!(agent.is_closed().await, "more than one request was sent");
@@ -247,7 +247,7 @@ async fn answer_every_hello(mut agent: Agent, requests: Arc<AtomicUsize>) {
 async fn command_is_sent_once_however_often_the_hello_was() {
     let requests = Arc::new(AtomicUsize::new(0));
     let counted = requests.clone();
-    let client = client(move |_, agent| answer_every_hello(agent, counted.clone()));
+    let client = client(move |_, agent| answer_late(agent, counted.clone()));
 
     let output = client.exec_collect(ExecSpec::shell("true"), CollectOptions::default()).await.unwrap();
 
@@ -255,20 +255,93 @@ async fn command_is_sent_once_however_often_the_hello_was() {
     assert_eq!(requests.load(Ordering::SeqCst), 1);
 }
 
-#[tokio::test(start_paused = true)]
-async fn command_never_goes_out_before_the_welcome() {
+#[tokio::test]
+async fn command_goes_out_with_a_hello_that_says_so() {
     let client = client(|_, mut agent| async move {
         let nonce = agent.hello().await;
-        assert_eq!(agent.waiting_bytes(Duration::from_millis(400)).await, 0);
-        agent.welcome(nonce).await;
+        assert!(agent.is_announced());
+        // The welcome waits for the request: a client that waited for the welcome would be stuck.
         assert!(matches!(agent.request().await, Request::Exec { .. }));
+        agent.welcome(nonce).await;
         agent.reply(Reply::Started { pid: 7 }).await;
         agent.reply(Reply::Exited { exit: Exit::Code(3) }).await;
     });
+    let began = Instant::now();
 
     let output = client.exec_collect(ExecSpec::shell("exit 3"), CollectOptions::default()).await.unwrap();
 
     assert_eq!(output.exit, Exit::Code(3));
+    assert!(began.elapsed() < Duration::from_millis(400), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn command_that_was_lost_with_its_hello_is_sent_after_the_welcome() {
+    let client = client_with_lanes(1, |_, mut agent| async move {
+        let lost = agent.hello().await;
+        agent.request().await;
+        let nonce = agent.hello().await;
+        assert_eq!(nonce, lost);
+        assert_eq!(agent.waiting_bytes(Duration::from_millis(100)).await, 0);
+        agent.welcome(nonce).await;
+        assert!(matches!(agent.request().await, Request::Exec { .. }));
+        agent.reply(Reply::Started { pid: 7 }).await;
+        agent.reply(Reply::Exited { exit: Exit::Code(0) }).await;
+    });
+
+    let output = client.exec_collect(ExecSpec::shell("true"), CollectOptions::default()).await.unwrap();
+
+    assert_eq!(output.exit, Exit::Code(0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn silent_lane_with_a_command_is_left_only_when_the_agent_says_it_was_not_begun() {
+    for is_begun in [false, true] {
+        let commands = Arc::new(AtomicUsize::new(0));
+        let counted = commands.clone();
+        let client = client(move |number, mut agent| {
+            let commands = counted.clone();
+            async move {
+                if number == 0 {
+                    return agent.stay_silent().await;
+                }
+                agent.accept().await;
+                match agent.request().await {
+                    Request::Void { .. } if is_begun => {
+                        let message = "begun".to_owned();
+                        agent.reply(Reply::Error { code: ErrorCode::Conflict, message }).await;
+                    }
+                    Request::Void { .. } => drop(agent.reply(Reply::Done).await),
+                    _ => {
+                        commands.fetch_add(1, Ordering::SeqCst);
+                        agent.reply(Reply::Started { pid: 7 }).await;
+                        agent.reply(Reply::Exited { exit: Exit::Code(0) }).await;
+                    }
+                }
+            }
+        });
+
+        let result = client.exec_collect(ExecSpec::shell("true"), CollectOptions::default()).await;
+
+        assert_eq!(commands.load(Ordering::SeqCst), usize::from(!is_begun));
+        assert_eq!(matches!(result, Err(GuestError::Timeout { .. })), is_begun, "{result:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn command_whose_connection_ends_before_the_welcome_is_not_sent_again_unless_it_is_void() {
+    let client = client(|number, mut agent| async move {
+        if number == 0 {
+            agent.hello().await;
+            return drop(agent);
+        }
+        agent.accept().await;
+        assert!(matches!(agent.request().await, Request::Void { .. }));
+        agent.reply(Reply::Error { code: ErrorCode::Conflict, message: "begun".to_owned() }).await;
+    });
+
+    let result = client.exec_collect(ExecSpec::shell("true"), CollectOptions::default()).await;
+
+    assert!(matches!(result, Err(GuestError::Disconnected { .. })), "{result:?}");
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! The client against agents that follow a script, honest and hostile ones.
 
+mod clock;
 mod exec;
 mod fake;
 mod files;

@@ -49,7 +49,7 @@ async fn reply_of_another_operation_is_refused_everywhere() {
     assert!(is_protocol(&entry.list_files("/").await));
     assert!(is_protocol(&entry.read_file("/a", 0, 1).await));
     assert!(is_protocol(&entry.edit_file("/a", "b", "c").await));
-    assert!(is_protocol(&entry.configure(Configuration::default()).await));
+    assert!(is_protocol(&entry.configure(Configure::default()).await));
     assert!(is_protocol(&entry.env_set(BTreeMap::new()).await));
     assert!(is_protocol(&entry.env_clear().await));
     assert!(is_protocol(&entry.freeze(Duration::from_secs(1)).await));
@@ -128,7 +128,7 @@ async fn payload_sealed_for_another_connection_is_refused() {
 async fn lost_connection_is_told_from_an_answer() {
     let client = serving(|_, agent| async move { drop(agent) });
 
-    let result = client.configure(Configuration::default()).await;
+    let result = client.configure(Configure::default()).await;
 
     assert!(matches!(result, Err(GuestError::Disconnected { .. })), "{result:?}");
 }

@@ -12,7 +12,7 @@ use crate::channel::{ChannelError, client::*};
 async fn serve(mut agent: Agent) {
     agent.accept().await;
     match agent.request().await {
-        Request::Ping | Request::Thaw => {
+        Request::Ping | Request::Thaw | Request::Void { .. } => {
             agent.reply(Reply::Done).await;
         }
         _ => {
