@@ -1,6 +1,6 @@
 //! `cargo bench -p agentiso-benches [-- [--quick] [NAME...]]`. See the library.
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use agentiso_benches::Options;
 
@@ -12,7 +12,9 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     match Options::parse(words.iter().filter(|word| *word != "--bench")) {
-        Ok(options) => agentiso_benches::run(&options),
+        Ok(options) => {
+            agentiso_benches::run(&options, Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("bench"))
+        }
         Err(reason) => {
             eprintln!("{reason}");
             ExitCode::from(2)

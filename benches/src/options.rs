@@ -20,7 +20,9 @@ impl Options {
             match word.as_str() {
                 "--quick" => options.quick = true,
                 option if option.starts_with('-') => {
-                    return Err(format!("there is no option {option}: there are --quick and names of groups"));
+                    return Err(format!(
+                        "there is no option {option}: there are --quick and names of groups"
+                    ));
                 }
                 name if Group::ALL.iter().any(|group| group.name().contains(name)) => {
                     options.names.push(name.to_owned());

@@ -34,6 +34,11 @@ impl Series {
         Self { name: name.into(), unit, samples: Vec::new() }
     }
 
+    /// The same samples under another name.
+    pub(crate) fn named(self, name: String) -> Self {
+        Self { name, ..self }
+    }
+
     /// A series of times.
     pub(crate) fn times(name: impl Into<String>) -> Self {
         Self::new(name, Unit::Milliseconds)

@@ -168,7 +168,8 @@ impl Row {
             }
             Self::Measured { series, against, target } => {
                 let unit = series.unit.name();
-                let shown = |value: Option<f64>| value.map_or_else(String::new, |value| with_unit(value, unit));
+                let shown =
+                    |value: Option<f64>| value.map_or_else(String::new, |value| with_unit(value, unit));
                 let median = series.median();
                 let compared = match (median, against) {
                     (Some(median), Some(against)) if against.value > 0.0 => {
