@@ -6,7 +6,10 @@ use std::{
     io,
     os::{
         fd::{AsRawFd, OwnedFd, RawFd},
-        unix::net::{UnixListener, UnixStream},
+        unix::{
+            fs::MetadataExt,
+            net::{UnixListener, UnixStream},
+        },
     },
     path::{Path, PathBuf},
 };
@@ -22,6 +25,16 @@ pub(crate) struct Recipe {
     sources: BTreeMap<RawFd, Source>,
     /// An empty top layer, which each machine gets a copy of.
     empty_layer: PathBuf,
+}
+
+/// What a process cannot be asked: QEMU closes what it has opened through its sets of descriptors.
+pub(crate) struct Files {
+    /// A disk layer into which nothing was written.
+    pub(crate) empty_layer: PathBuf,
+    /// The disk's layers by their ids.
+    pub(crate) layers: BTreeMap<String, PathBuf>,
+    /// The folder of memory images, one of which the machine was started from.
+    pub(crate) images: PathBuf,
 }
 
 /// What a descriptor leads to.
@@ -49,11 +62,11 @@ pub(crate) struct Prepared {
 }
 
 impl Recipe {
-    /// Reads it from a running process. `empty_layer` is a disk layer into which nothing was written.
+    /// Reads it from a running machine's process.
     ///
     /// # Errors
     /// The process is gone, or uses something that is not known here.
-    pub(crate) fn of(pid: u32, empty_layer: PathBuf) -> Done<Self> {
+    pub(crate) fn of(pid: u32, files: Files) -> Done<Self> {
         let process = Path::new("/proc").join(pid.to_string());
         let program = fs::read_link(process.join("exe"))?;
         let line = fs::read(process.join("cmdline"))?;
@@ -63,12 +76,20 @@ impl Recipe {
         let layer = words.iter().find_map(|word| word.split_once(",opaque=write-")).map(|(_, layer)| layer);
         let layer = layer.ok_or("its command line names no disk that is written to")?.to_owned();
         let mut sources = BTreeMap::new();
+        let ram = words.iter().find_map(|word| word.split_once("mem-path=/proc/self/fd/"));
+        let (_, ram) = ram.ok_or("its command line names no file that its memory is mapped from")?;
+        let devices = devices(&process.join("fd").join(ram), &files.images)?;
         for word in &words {
+            // QEMU has closed it since.
+            if let Some(fd) = word.strip_prefix("fd=").and_then(|rest| rest.strip_suffix(",set=2")) {
+                sources.insert(fd.parse()?, Source::File(File::open(&devices)?));
+                continue;
+            }
             for fd in descriptors(word) {
-                sources.insert(fd, source(&process, fd, word, &layer)?);
+                sources.insert(fd, source(&process, fd, word, &layer, &files)?);
             }
         }
-        Ok(Self { program, words, sources, empty_layer })
+        Ok(Self { program, words, sources, empty_layer: files.empty_layer })
     }
 
     /// Opens everything anew for one machine.
@@ -106,14 +127,35 @@ impl Prepared {
     }
 }
 
+/// The device state that goes with a file of memory: it is kept beside it.
+fn devices(ram: &Path, images: &Path) -> Done<PathBuf> {
+    let identity = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino()));
+    // Through an idmapped mount the same file is on another device.
+    let (_, ram) = identity(ram)?;
+    for image in fs::read_dir(images)? {
+        let image = image?.path();
+        if identity(&image.join("base.ram")).is_ok_and(|(_, inode)| inode == ram) {
+            return Ok(image.join("devices"));
+        }
+    }
+    Err(format!("no memory image in {} is what it was started from", images.display()).into())
+}
+
 /// What a descriptor of a process is, seen from the word that names it.
-fn source(process: &Path, fd: RawFd, word: &str, layer: &str) -> Done<Source> {
+fn source(process: &Path, fd: RawFd, word: &str, layer: &str, files: &Files) -> Done<Source> {
     let path = process.join("fd").join(fd.to_string());
     if word.ends_with(&format!(",opaque=write-{layer}")) {
         return Ok(Source::Layer { write: true });
     }
     if word.ends_with(&format!(",opaque=read-{layer}")) {
         return Ok(Source::Layer { write: false });
+    }
+    if let Some((_, layer)) = word.split_once(",opaque=read-") {
+        let path = files.layers.get(layer).ok_or_else(|| format!("its disk has no layer {layer}"))?;
+        return Ok(Source::File(File::open(path)?));
+    }
+    if word.ends_with(",set=1") {
+        return Ok(Source::Device("/dev/kvm".into()));
     }
     if word.starts_with("socket,") && word.contains(",server=on") {
         let name = word.split(',').find_map(|part| part.strip_prefix("id=")).unwrap_or("socket");

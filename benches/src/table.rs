@@ -17,7 +17,7 @@ pub(crate) struct Against {
 impl Against {
     /// The median of a series; nothing to compare with if it has none.
     pub(crate) fn median(series: &Series) -> Option<Self> {
-        Some(Self { name: series.name.clone(), value: series.median()? })
+        Some(Self { name: series.name.trim().to_owned(), value: series.median()? })
     }
 
     pub(crate) fn value(name: impl Into<String>, value: f64) -> Self {

@@ -1,7 +1,7 @@
 //! From `create` to the first output of a command, beside a boot and beside QEMU alone.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -19,7 +19,7 @@ use crate::{
     Done,
     floor::{self, Times},
     home,
-    recipe::Recipe,
+    recipe::{Files, Recipe},
     run::Bench,
     series::Series,
     table::{Against, Table, Target},
@@ -79,11 +79,15 @@ async fn first_output(host: &Host, vcpus: u64) -> Done<Duration> {
 }
 
 async fn rows(host: &Host, vcpus: u64, folder: &Path) -> Done<Rows> {
-    let layer = folder.join(format!("layer-{vcpus}"));
-    empty_layer(host, vcpus, &layer).await?;
     let machine = machine(host, vcpus).await?;
     let pid = machine.info().await?.pid.ok_or("the machine does not run")?;
-    let recipe = Recipe::of(pid, layer)?;
+    let home = home::folder().join("home");
+    let storage = Qcow2Storage::open(Qcow2Config::new(home.join("disks"))).await?;
+    let empty_layer = folder.join(format!("layer-{vcpus}"));
+    take_empty_layer(host, &storage, vcpus, &empty_layer).await?;
+    let chain = storage.open_disk(DiskId::from(*machine.id().as_uuid())).await?;
+    let layers = chain.layers.into_iter().map(|layer| (layer.id.to_string(), layer.path)).collect();
+    let recipe = Recipe::of(pid, Files { empty_layer, layers, images: home.join("memory/images") })?;
     machine.destroy().await?;
     let part = |name| Series::times(format!("  floor, {vcpus} vCPU: {name}"));
     Ok(Rows {
@@ -97,10 +101,8 @@ async fn rows(host: &Host, vcpus: u64, folder: &Path) -> Done<Rows> {
 }
 
 /// Has the storage make an empty layer, and takes it.
-async fn empty_layer(host: &Host, vcpus: u64, to: &Path) -> Done {
+async fn take_empty_layer(host: &Host, storage: &Qcow2Storage, vcpus: u64, to: &Path) -> Done {
     let image = host.images().find(&ImageName::new(IMAGE)?).await?;
-    let disks: PathBuf = home::folder().join("home/disks");
-    let storage = Qcow2Storage::open(Qcow2Config::new(disks)).await?;
     let disk = DiskId::random();
     storage.create_disk(disk, DiskOrigin::Base(image.base), resources(vcpus)?.disk_gb.bytes()).await?;
     let copied = match storage.open_disk(disk).await?.layers.first() {
