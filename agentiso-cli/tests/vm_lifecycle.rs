@@ -24,7 +24,11 @@ fn four_created_at_once_boot_in_parallel_and_hold_up_nobody() {
 
     let children: Vec<_> = names
         .iter()
-        .map(|name| cli.command(&["create", "--json", "--memory", "256", name]).spawn().unwrap())
+        .map(|name| {
+            let mut create = cli.command(&["create", "--json", "--memory", "256", name]);
+            // From a template they would be there before anyone could look.
+            create.env("AGENTISO_TEMPLATES", "off").spawn().unwrap()
+        })
         .collect();
     vm::wait_for("all creations under way", || {
         names.iter().all(|name| vm::listed(&cli, name).is_some()).then_some(())
@@ -99,7 +103,6 @@ fn snapshots_go_back_and_forks_begin_from_them() {
     machine.sh("echo two > /root/state");
     cli.ok(&["snapshot", "create", &machine.name, "second"]);
 
-    let live = cli.run(&["fork", &machine.name, "--json"]);
     let forks: Value = serde_json::from_str(&cli.ok(&[
         "fork",
         &machine.name,
@@ -124,8 +127,6 @@ fn snapshots_go_back_and_forks_begin_from_them() {
     let listed: Value = serde_json::from_str(&cli.ok(&["snapshot", "ls", &machine.name, "--json"])).unwrap();
 
     assert_eq!(printed, "first\n");
-    assert_eq!(live.status, 1);
-    assert!(live.error()["next_step"].as_str().unwrap().contains("snapshot"), "{live:?}");
     assert_eq!((&forks["success_count"], &forks["failure_count"]), (&2.into(), &0.into()));
     for worker in &workers {
         assert_eq!(worker.sh("cat /root/state; hostname"), format!("one\n{}\n", worker.name));

@@ -65,9 +65,10 @@ pub use error::{EngineError, ErrorKind};
 pub use store::StoreError;
 pub use workspace::{
     Aspect, Change, DiffSide, DiffSpec, DiffStream, Difference, FileState, ForkFailure, ForkOrigin,
-    ForkReport, ForkSpec, ForkWorker, Host, Isolation, MAX_FORKS, MAX_SNAPSHOTS, PolicyChange, PortForward,
-    PromoteReport, PromoteSpec, PruneReport, Pruned, RestoreReport, RestoreSpec, SnapshotInfo, SnapshotSpec,
-    Standstill, TreeNode, Workspace, WorkspaceInfo, WorkspaceSpec, WorkspaceState, WorkspaceSummary,
+    ForkReport, ForkSpec, ForkWorker, Host, Isolation, MAX_FORKS, MAX_POOL, MAX_SNAPSHOTS, PolicyChange,
+    Pool, PoolSpec, PortForward, PromoteReport, PromoteSpec, PruneReport, Pruned, RestoreReport, RestoreSpec,
+    SnapshotInfo, SnapshotSpec, Standstill, TreeNode, Workspace, WorkspaceInfo, WorkspaceSpec,
+    WorkspaceState, WorkspaceSummary,
 };
 
 /// The README's example, compiled.

@@ -21,6 +21,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use server::Server;
 
+/// The image of a workspace unless the call names one.
+pub const DEFAULT_IMAGE: &str = "debian";
+
 /// Why the server ended, other than because its client went away.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {

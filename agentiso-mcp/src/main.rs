@@ -1,8 +1,11 @@
 //! `agentiso-mcp`: the MCP server over standard input and output, for the state folder that the environment names.
+//!
+//! With AGENTISO_POOL=N it keeps N machines of the default image and size ready, for workspaces to be made of.
 
 use std::process::ExitCode;
 
-use agentiso_core::{Config, EngineError, Host};
+use agentiso_core::{Config, EngineError, Host, MAX_POOL, Pool, PoolSpec, types::Resources};
+use agentiso_mcp::DEFAULT_IMAGE;
 use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
@@ -37,7 +40,17 @@ async fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let pool = match pool(&host).await {
+        Ok(pool) => pool,
+        Err(error) => {
+            eprintln!("agentiso-mcp: no pool: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let served = agentiso_mcp::serve_stdio(host.clone()).await;
+    if let Some(pool) = pool {
+        pool.close().await;
+    }
     // What a call that was given up had begun is undone first.
     host.close().await;
     match served {
@@ -48,6 +61,22 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The pool that the environment asks for.
+async fn pool(host: &Host) -> Result<Option<Pool>, String> {
+    let Some(wanted) = std::env::var_os("AGENTISO_POOL").filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let size = wanted
+        .to_str()
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| format!("AGENTISO_POOL is {wanted:?}: it can be 0 to {MAX_POOL}"))?;
+    if size == 0 {
+        return Ok(None);
+    }
+    let spec = PoolSpec { image: DEFAULT_IMAGE.to_owned(), resources: Resources::default(), size };
+    host.pool(spec).await.map(Some).map_err(|error| error.report())
 }
 
 async fn open() -> Result<Host, EngineError> {

@@ -13,10 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use crate::failure::Failure;
-
-/// The image of a workspace unless the call names one.
-const DEFAULT_IMAGE: &str = "debian";
+use crate::{DEFAULT_IMAGE, failure::Failure};
 
 /// Longest time a command may be given, in seconds: a day.
 const MAX_TIMEOUT_SECS: u64 = 24 * 60 * 60;
@@ -186,15 +183,15 @@ async fn create(host: &Host, params: CreateParams) -> Result<Value, Failure> {
     if let Some(name) = params.name {
         spec = spec.name(name).map_err(agentiso_core::EngineError::from)?;
     }
-    let info = host.create(spec).await?.info().await?;
+    let workspace = host.create(spec).await?;
+    let info = workspace.info().await?;
     Ok(json!({
         "workspace_id": info.summary.workspace_id,
         "name": info.summary.name,
         "state": info.summary.state,
         "ip": info.summary.ip,
         "boot_time_ms": info.boot_time_ms,
-        // Each workspace is booted for its call: there is no pool to take one from.
-        "from_pool": false,
+        "from_pool": workspace.is_from_pool(),
         "resources": info.summary.resources,
     }))
 }

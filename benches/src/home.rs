@@ -46,6 +46,11 @@ pub(crate) async fn open() -> Done<Host> {
     Ok(host)
 }
 
+/// The same state folder, opened once more.
+pub(crate) async fn open_again() -> Done<Host> {
+    Ok(Host::open(Config { state_dir: folder().join("home"), ..Config::from_env()? }).await?)
+}
+
 /// The same state folder, whose machines boot from nothing.
 pub(crate) async fn without_templates() -> Done<Host> {
     let config = Config::from_env()?;

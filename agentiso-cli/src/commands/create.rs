@@ -42,6 +42,7 @@ impl From<WorkspaceInfo> for Created {
             state: info.summary.state,
             ip: info.summary.ip,
             boot_time_ms: info.boot_time_ms,
+            // A pool belongs to a process that lives longer than this one.
             from_pool: false,
             resources: info.summary.resources,
         }

@@ -77,7 +77,7 @@ enum ImageCommand {
 /// A distribution that images can be made from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Distribution {
-    /// Debian: bash, coreutils, python3, git, curl, ca-certificates, procps, iproute2
+    /// Debian: bash, coreutils, python3, git, curl, ca-certificates, procps, iproute2, e2fsprogs
     Debian,
 }
 

@@ -17,11 +17,12 @@ use tokio::{
 use super::command::{self, APT_CONFIG, CommandError, MMDEBSTRAP};
 
 /// What is in the image beyond Debian's essential packages and apt. No package that is only recommended is.
-pub(super) const PACKAGES: [&str; 11] = [
+pub(super) const PACKAGES: [&str; 12] = [
     "bash",
     "ca-certificates",
     "coreutils",
     "curl",
+    "e2fsprogs",
     "git",
     "iproute2",
     "kmod",

@@ -69,6 +69,28 @@ impl Store {
         })
     }
 
+    /// Makes a machine that waited in a pool a workspace like any other, under its new name.
+    ///
+    /// # Errors
+    /// [`StoreError::NameTaken`], decided in the same transaction; nothing is changed then.
+    pub(crate) fn take_from_pool(&self, record: &WorkspaceRecord) -> Result<(), StoreError> {
+        let row = Columns::of(record)?;
+        self.write("update", |transaction| {
+            let updated = transaction
+                .execute(
+                    "UPDATE OR IGNORE workspaces SET name = :name, created_at = :created_at, pooled = :pooled,
+                         policy = :policy, throwaway_of = :throwaway_of
+                     WHERE id = :id",
+                    named_params! {
+                        ":id": row.id, ":name": row.name, ":created_at": row.created_at, ":pooled": row.pooled,
+                        ":policy": row.policy, ":throwaway_of": row.throwaway_of,
+                    },
+                )
+                .map_err(self.failed("update"))?;
+            if updated == 0 { Err(StoreError::NameTaken { name: row.name }) } else { Ok(()) }
+        })
+    }
+
     /// Removes a workspace with its forwards and snapshots. Not there: no effect.
     pub(crate) fn remove(&self, id: WorkspaceId) -> Result<(), StoreError> {
         self.write("remove from", |transaction| {

@@ -45,21 +45,28 @@ pub(super) struct Plan {
     pub(super) forwards: BTreeMap<GuestPort, Option<HostPort>>,
     pub(super) throwaway: bool,
     pub(super) forked_from: Option<ForkOrigin>,
+    /// It is to wait until somebody asks for one like it.
+    pub(super) pooled: bool,
+}
+
+/// A workspace that was made.
+#[derive(Debug)]
+pub(super) struct Created {
+    pub(super) record: WorkspaceRecord,
+    /// Whether its machine had been waiting.
+    pub(super) from_pool: bool,
 }
 
 /// A workspace that has a record and a disk, and is not booted yet. Its lock is held: nobody else touches it.
 #[derive(Debug)]
 pub(super) struct Reserved {
     pub(super) record: WorkspaceRecord,
-    lock: WorkspaceLock,
+    pub(super) lock: WorkspaceLock,
 }
 
 impl Engine {
     /// Makes a workspace from an image and boots it. Abandoned by its caller or failed, it is as if it had never been.
-    pub(super) async fn create(
-        self: &Arc<Self>,
-        spec: WorkspaceSpec,
-    ) -> Result<WorkspaceRecord, EngineError> {
+    pub(super) async fn create(self: &Arc<Self>, spec: WorkspaceSpec) -> Result<Created, EngineError> {
         let image = self.images.find(&spec.image_name()?).await?;
         check_disk(spec.resources.disk_gb, image.bytes, || format!("image {}", image.name))?;
         if let Some(name) = spec.name.clone() {
@@ -73,6 +80,14 @@ impl Engine {
         let engine = Arc::clone(self);
         let made = self
             .finish(async move {
+                if let Some(record) = engine.create_from_pool(&image, &spec).await? {
+                    if callers.have_gone() {
+                        let abandoned = EngineError::Abandoned { workspace: record.name.to_string() };
+                        engine.destroy(record.id).await?;
+                        return Err(abandoned);
+                    }
+                    return Ok(Created { record, from_pool: true });
+                }
                 let (origin, begin) = engine.beginning(&image, spec.resources, callers.clone()).await?;
                 let plan = Plan {
                     naming: spec.name.map_or(Naming::Any, Naming::Exactly),
@@ -85,9 +100,11 @@ impl Engine {
                     forwards: spec.forwards,
                     throwaway: spec.throwaway,
                     forked_from: None,
+                    pooled: false,
                 };
                 let reserved = engine.reserve(&plan).await?;
-                engine.complete(reserved, &plan, callers).await
+                let record = engine.complete(reserved, &plan, callers).await?;
+                Ok(Created { record, from_pool: false })
             })
             .await;
         caller.received(made)
@@ -120,7 +137,7 @@ impl Engine {
             forked_from: plan.forked_from.clone(),
             runtime: None,
             boot_time_ms: None,
-            pooled: false,
+            pooled: plan.pooled,
         };
         let inserted = self.insert_named(draft, &plan.naming).await;
         let mut record = match inserted {

@@ -1,11 +1,18 @@
 //! What every operation needs: records, locks, backends, and work that ends properly whoever stops waiting for it.
 
-use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc, time::SystemTime};
+use std::{
+    future::Future,
+    path::PathBuf,
+    pin::Pin,
+    sync::{Arc, Mutex, Weak},
+    time::SystemTime,
+};
 
 use tokio::sync::{Semaphore, watch};
 
 use super::info::WorkspaceState;
 use super::lock::WorkspaceLock;
+use super::pool;
 use crate::backends::Backends;
 use crate::channel::client::GuestClient;
 use crate::config::{Config, Layout};
@@ -30,6 +37,8 @@ pub(crate) struct Engine {
     pub(crate) images: Images,
     /// One permit for each operation under way; all of them free means that nothing is.
     tasks: Arc<Semaphore>,
+    /// Machines of this process that wait to be asked for.
+    pub(super) pools: Mutex<Vec<Weak<pool::Shared>>>,
 }
 
 impl Engine {
@@ -42,7 +51,7 @@ impl Engine {
             Arc::clone(&backends.storage),
             Arc::clone(&backends.channel),
         );
-        Self { config, layout, store: Arc::new(store), backends, images, tasks }
+        Self { config, layout, store: Arc::new(store), backends, images, tasks, pools: Mutex::default() }
     }
 
     /// Runs a query or change of the records away from the async threads: SQLite waits for other processes.
@@ -143,6 +152,7 @@ impl Engine {
         // A name never loses against the beginning of an id: names are what people chose.
         if let Ok(name) = WorkspaceName::new(given)
             && let Some(record) = self.records(move |store| store.by_name(&name)).await?
+            && !record.pooled
         {
             return Ok(record);
         }
@@ -151,6 +161,7 @@ impl Engine {
             return Err(none());
         }
         let mut found = self.records(move |store| store.by_id_prefix(&prefix)).await?;
+        found.retain(|record| !record.pooled);
         match (found.pop(), found.is_empty()) {
             (None, _) => Err(none()),
             (Some(record), true) => Ok(record),
@@ -224,6 +235,11 @@ impl Caller {
 }
 
 impl Callers {
+    /// Whether the caller has gone.
+    pub(super) fn have_gone(&self) -> bool {
+        self.0.has_changed().is_err()
+    }
+
     /// Returns when the caller has gone.
     pub(super) async fn gone(&mut self) {
         while self.0.changed().await.is_ok() {}

@@ -197,6 +197,7 @@ fn fork_plan(parent: &WorkspaceRecord, spec: &ForkSpec, point: &ForkPoint, origi
         forwards: std::collections::BTreeMap::new(),
         throwaway: false,
         forked_from: Some(origin),
+        pooled: false,
     }
 }
 

@@ -25,11 +25,21 @@ pub struct Workspace {
     engine: Arc<Engine>,
     id: WorkspaceId,
     name: WorkspaceName,
+    from_pool: bool,
 }
 
 impl Workspace {
     pub(super) fn new(engine: Arc<Engine>, id: WorkspaceId, name: WorkspaceName) -> Self {
-        Self { engine, id, name }
+        Self { engine, id, name, from_pool: false }
+    }
+
+    pub(super) fn taken_from_pool(self, from_pool: bool) -> Self {
+        Self { from_pool, ..self }
+    }
+
+    /// Whether its machine had been waiting in a [`Pool`](crate::Pool) when this handle's creation asked for it.
+    pub fn is_from_pool(&self) -> bool {
+        self.from_pool
     }
 
     /// Its id.

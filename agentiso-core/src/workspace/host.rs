@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use super::create::Created;
 use super::diff::{DiffSpec, DiffStream};
 use super::engine::Engine;
 use super::handle::Workspace;
 use super::info::{Isolation, PruneReport, Pruned, WorkspaceSummary};
+use super::pool::{Pool, PoolSpec};
 use super::spec::WorkspaceSpec;
 use super::tree::TreeNode;
 use crate::backends::Backends;
@@ -60,8 +62,8 @@ impl Host {
     /// a machine that does not start (the error carries the end of its console).
     pub async fn create(&self, spec: WorkspaceSpec) -> Result<Workspace, EngineError> {
         self.engine.check_policy(&spec.policy)?;
-        let record = self.engine.create(spec).await?;
-        Ok(self.handle(record))
+        let Created { record, from_pool } = self.engine.create(spec).await?;
+        Ok(self.handle(record).taken_from_pool(from_pool))
     }
 
     /// All workspaces, in order of their creation. Takes no lock: it never waits for a machine.
@@ -73,6 +75,7 @@ impl Host {
         let mut summaries = Vec::with_capacity(rows.len());
         for row in rows {
             match row {
+                Ok(record) if record.pooled => {}
                 Ok(record) => summaries.push(self.engine.summary(&record)),
                 Err(error) => tracing::warn!(%error, "left a damaged record out"),
             }
@@ -122,6 +125,15 @@ impl Host {
     /// Unknown image; a disk too small for it; a machine that does not boot.
     pub async fn warm(&self, image: &str, resources: Resources) -> Result<(), EngineError> {
         self.engine.warm(&ImageName::new(image)?, resources).await
+    }
+
+    /// Keeps machines of an image and size ready, for the creations of this process: they have booted, answered and been
+    /// paused. Returns at once; [`Pool::filled`] waits for them.
+    ///
+    /// # Errors
+    /// Unknown image; a disk too small for it; a size out of bounds.
+    pub async fn pool(&self, spec: PoolSpec) -> Result<Pool, EngineError> {
+        self.engine.pool(spec).await
     }
 
     /// Removes an image and what was made ready from it.

@@ -203,23 +203,28 @@ impl Engine {
         network: NetworkConfiguration,
         begin: Begin,
     ) -> Result<Configure, EngineError> {
+        let is_clone = matches!(begin, Begin::Clone(_));
+        Ok(Configure {
+            hostname: Some(guest_hostname(&record.name)),
+            machine_id: Some(record.id.as_uuid().simple().to_string()),
+            network: Some(network),
+            entropy: Some(self.entropy(record)?),
+            grow_root: true,
+            set_clock: true,
+            clone: is_clone,
+            run_hooks: is_clone,
+        })
+    }
+
+    /// Random bytes of the host's for a guest, as hexadecimal digits.
+    pub(super) fn entropy(&self, record: &WorkspaceRecord) -> Result<String, EngineError> {
         let mut entropy = [0; ENTROPY_BYTES];
         let mut filled = 0;
         while filled < entropy.len() {
             filled += getrandom(&mut entropy[filled..], GetRandomFlags::empty())
                 .map_err(|source| EngineError::operation("get entropy for", record.name.as_str(), source))?;
         }
-        let is_clone = matches!(begin, Begin::Clone(_));
-        Ok(Configure {
-            hostname: Some(guest_hostname(&record.name)),
-            machine_id: Some(record.id.as_uuid().simple().to_string()),
-            network: Some(network),
-            entropy: Some(entropy.iter().map(|byte| format!("{byte:02x}")).collect()),
-            grow_root: true,
-            set_clock: true,
-            clone: is_clone,
-            run_hooks: is_clone,
-        })
+        Ok(entropy.iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
     /// A client of the agent of a machine that lives.

@@ -11,6 +11,7 @@ mod info;
 mod lifecycle;
 mod lock;
 mod machine;
+mod pool;
 mod promote;
 mod reconcile;
 mod shorten;
@@ -27,6 +28,7 @@ pub use info::{
     RestoreReport, SnapshotInfo, Standstill, WorkspaceInfo, WorkspaceState, WorkspaceSummary,
 };
 pub use lifecycle::PolicyChange;
+pub use pool::{MAX_POOL, Pool, PoolSpec};
 pub(crate) use promote::old_names;
 pub use promote::{PromoteReport, PromoteSpec};
 pub use spec::{ForkSpec, MAX_FORKS, MAX_SNAPSHOTS, RestoreSpec, SnapshotSpec, WorkspaceSpec};

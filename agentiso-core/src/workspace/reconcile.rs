@@ -77,7 +77,8 @@ impl Engine {
             lock.remove();
             return Ok(());
         };
-        let abandoned = record.throwaway_of.as_ref().is_some_and(|owner| !owner.is_alive());
+        // Whoever holds a machine in a pool holds its lock too: nobody does any more.
+        let abandoned = record.pooled || record.throwaway_of.as_ref().is_some_and(|owner| !owner.is_alive());
         let half_made = matches!(record.state, WorkspaceState::Creating | WorkspaceState::Destroying);
         // Of a workspace that was never finished, a first start included, nothing is kept.
         let unfinished = record.state == WorkspaceState::Starting && record.boot_time_ms.is_none();

@@ -6,7 +6,7 @@ use std::{
 };
 
 use agentiso_core::{
-    Host,
+    Host, Pool, PoolSpec,
     storage::{
         DiskOrigin, Storage,
         qcow2::{Qcow2Config, Qcow2Storage},
@@ -39,17 +39,21 @@ struct Rows {
     recipe: Recipe,
     create: Series,
     cold: Series,
+    pooled: Series,
+    pool: Pool,
     floor: Series,
     parts: [Series; 4],
 }
 
 pub(super) async fn measure(bench: &mut Bench) -> Done {
     let cold = home::without_templates().await?;
+    // A pool serves all creations of the host that holds it.
+    let pooling = home::open_again().await?;
     let folder = tempfile::tempdir()?;
     let mut all = Vec::new();
     for vcpus in VCPUS {
         bench.host.warm(IMAGE, resources(vcpus)?).await?;
-        all.push(rows(&bench.host, vcpus, folder.path()).await?);
+        all.push(rows(&bench.host, &pooling, vcpus, folder.path()).await?);
     }
     let samples = bench.options.samples(SAMPLES);
     let every = samples.div_ceil(bench.options.samples(BOOTS));
@@ -58,13 +62,20 @@ pub(super) async fn measure(bench: &mut Bench) -> Done {
             rows.create.add(first_output(&bench.host, rows.vcpus).await?);
             let times = tokio::task::block_in_place(|| floor::sample(&rows.recipe, FIRST_COMMAND))?;
             rows.add_floor(times);
+            // The machine that takes its place shall not be made beside anything else that is measured.
+            rows.pool.filled().await?;
+            rows.pooled.add(from_pool(&pooling, rows.vcpus).await?);
+            rows.pool.filled().await?;
             if number % every == 0 {
                 rows.cold.add(first_output(&cold, rows.vcpus).await?);
             }
         }
     }
+    for rows in all {
+        rows.put(&mut bench.table).await;
+    }
     cold.close().await;
-    all.into_iter().for_each(|rows| rows.put(&mut bench.table));
+    pooling.close().await;
     Ok(())
 }
 
@@ -78,7 +89,18 @@ async fn first_output(host: &Host, vcpus: u64) -> Done<Duration> {
     Ok(time)
 }
 
-async fn rows(host: &Host, vcpus: u64, folder: &Path) -> Done<Rows> {
+/// The same for one that is taken from a pool.
+async fn from_pool(host: &Host, vcpus: u64) -> Done<Duration> {
+    let begun = Instant::now();
+    let workspace = host.create(spec(vcpus)?).await?;
+    run(&workspace, FIRST_COMMAND).await?;
+    let time = begun.elapsed();
+    let pooled = workspace.is_from_pool();
+    workspace.destroy().await?;
+    if pooled { Ok(time) } else { Err("the pool did not give out the machine that it had ready".into()) }
+}
+
+async fn rows(host: &Host, pooling: &Host, vcpus: u64, folder: &Path) -> Done<Rows> {
     let machine = machine(host, vcpus).await?;
     let pid = machine.info().await?.pid.ok_or("the machine does not run")?;
     let home = home::folder().join("home");
@@ -95,6 +117,10 @@ async fn rows(host: &Host, vcpus: u64, folder: &Path) -> Done<Rows> {
         recipe,
         create: Series::times(format!("create to first output, {vcpus} vCPU")),
         cold: Series::times(format!("cold boot to first output, {vcpus} vCPU")),
+        pooled: Series::times(format!("create from a pool to first output, {vcpus} vCPU")),
+        pool: pooling
+            .pool(PoolSpec { image: IMAGE.to_owned(), resources: resources(vcpus)?, size: 1 })
+            .await?,
         floor: Series::times(format!("floor: QEMU alone, {vcpus} vCPU")),
         parts: ["QEMU to its greeting", "load", "cont", "exec"].map(part),
     })
@@ -122,15 +148,16 @@ impl Rows {
         }
     }
 
-    fn put(self, table: &mut Table) {
-        let Self { vcpus, create, cold, floor, parts, .. } = self;
+    async fn put(self, table: &mut Table) {
+        let Self { vcpus, create, cold, pooled, pool, floor, parts, .. } = self;
+        pool.close().await;
         let faster = create.clone();
         table.add(floor.clone());
         parts.into_iter().for_each(|part| table.add(part));
         table.compare(create, Against::median(&floor), Some(Target::AtMostTimes(1.3)));
         let renamed = faster.named(format!("  the same beside a boot, {vcpus} vCPU"));
         table.compare(renamed, Against::median(&cold), Some(Target::Faster(10.0)));
+        table.compare(pooled, Against::median(&cold), Some(Target::Faster(20.0)));
         table.compare(cold, None, Some(Target::AtMost(6000.0)));
-        table.not_measured(format!("create from a pool, {vcpus} vCPU"), "there is no pool in this build");
     }
 }

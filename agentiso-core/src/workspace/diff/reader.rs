@@ -148,5 +148,6 @@ fn helper_plan(
         forwards: std::collections::BTreeMap::new(),
         throwaway: true,
         forked_from: Some(ForkOrigin { workspace_id: parent.id, name: parent.name.to_string(), snapshot }),
+        pooled: false,
     })
 }

@@ -7,6 +7,7 @@ mod lifecycle;
 mod memory;
 mod model;
 mod network;
+mod pool;
 mod promote;
 mod recovery;
 mod shorten;

@@ -22,7 +22,7 @@ enum Step {
     Snapshot(usize, usize),
     Restore(usize, usize),
     DeleteSnapshot(usize, usize),
-    Fork { from: usize, snapshot: usize, to: usize },
+    Fork { from: usize, snapshot: Option<usize>, to: usize },
     Reopen,
 }
 
@@ -31,8 +31,21 @@ enum Step {
 struct Expected {
     running: bool,
     note: u8,
-    /// In order of their taking: which, and what the note was. The third says which workspaces began from it.
-    snapshots: Vec<(usize, u8, Vec<usize>)>,
+    /// In order of their taking.
+    snapshots: Vec<Taken>,
+}
+
+/// What a snapshot should be.
+#[derive(Clone, Debug)]
+struct Taken {
+    /// Its name.
+    which: usize,
+    /// What the note was.
+    note: u8,
+    /// Whether the workspace was running.
+    memory: bool,
+    /// Workspaces that began from it.
+    forks: Vec<usize>,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -46,7 +59,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (name.clone(), snapshot.clone()).prop_map(|(name, snapshot)| Step::Snapshot(name, snapshot)),
         2 => (name.clone(), snapshot.clone()).prop_map(|(name, snapshot)| Step::Restore(name, snapshot)),
         1 => (name.clone(), snapshot.clone()).prop_map(|(name, snapshot)| Step::DeleteSnapshot(name, snapshot)),
-        2 => (name.clone(), snapshot, name).prop_map(|(from, snapshot, to)| Step::Fork { from, snapshot, to }),
+        3 => (name.clone(), proptest::option::of(snapshot), name)
+            .prop_map(|(from, snapshot, to)| Step::Fork { from, snapshot, to }),
         1 => Just(Step::Reopen),
     ]
 }
@@ -73,7 +87,7 @@ impl Model {
             }
             Step::Destroy(name) => {
                 for other in self.workspaces.values_mut() {
-                    other.snapshots.iter_mut().for_each(|(.., forks)| forks.retain(|fork| *fork != name));
+                    other.snapshots.iter_mut().for_each(|taken| taken.forks.retain(|fork| *fork != name));
                 }
                 self.workspaces.remove(&name).is_some()
             }
@@ -94,13 +108,20 @@ impl Model {
             Step::Snapshot(name, snapshot) => self.change(name, |workspace| {
                 let free = workspace.find(snapshot).is_none();
                 if free {
-                    workspace.snapshots.push((snapshot, workspace.note, Vec::new()));
+                    workspace.snapshots.push(Taken {
+                        which: snapshot,
+                        note: workspace.note,
+                        memory: workspace.running,
+                        forks: Vec::new(),
+                    });
                 }
                 free
             }),
             Step::Restore(name, snapshot) => self.change(name, |workspace| match workspace.find(snapshot) {
                 Some(at) => {
-                    workspace.note = workspace.snapshots[at].1;
+                    workspace.note = workspace.snapshots[at].note;
+                    // Memory runs on, whatever the workspace did.
+                    workspace.running |= workspace.snapshots[at].memory;
                     workspace.snapshots.truncate(at + 1);
                     true
                 }
@@ -108,7 +129,7 @@ impl Model {
             }),
             Step::DeleteSnapshot(name, snapshot) => {
                 self.change(name, |workspace| match workspace.find(snapshot) {
-                    Some(at) if workspace.snapshots[at].2.is_empty() => {
+                    Some(at) if workspace.snapshots[at].forks.is_empty() => {
                         workspace.snapshots.remove(at);
                         true
                     }
@@ -117,13 +138,17 @@ impl Model {
             }
             Step::Fork { from, snapshot, to } => {
                 let Some(parent) = self.workspaces.get_mut(&from) else { return false };
-                let Some(at) = parent.find(snapshot) else { return false };
-                let note = parent.snapshots[at].1;
+                let at = snapshot.map(|snapshot| parent.find(snapshot));
+                let note = match at {
+                    Some(None) => return false,
+                    Some(Some(at)) => parent.snapshots[at].note,
+                    None => parent.note,
+                };
                 if self.workspaces.contains_key(&to) {
                     return false;
                 }
-                if let Some(parent) = self.workspaces.get_mut(&from) {
-                    parent.snapshots[at].2.push(to);
+                if let (Some(Some(at)), Some(parent)) = (at, self.workspaces.get_mut(&from)) {
+                    parent.snapshots[at].forks.push(to);
                 }
                 self.workspaces.insert(to, Expected { running: true, note, ..Expected::default() });
                 true
@@ -145,8 +170,7 @@ impl Model {
             let info = workspace.info().await.unwrap();
             assert_eq!(info.summary.state == WorkspaceState::Running, expected.running);
             let snapshots: Vec<_> = info.snapshots.into_iter().map(|snapshot| snapshot.name).collect();
-            let names: Vec<_> =
-                expected.snapshots.iter().map(|(snapshot, ..)| SNAPSHOTS[*snapshot]).collect();
+            let names: Vec<_> = expected.snapshots.iter().map(|taken| SNAPSHOTS[taken.which]).collect();
             assert_eq!(snapshots, names);
             if expected.running {
                 let note = workspace.exec("cat /note").await.unwrap();
@@ -160,7 +184,7 @@ impl Model {
 
 impl Expected {
     fn find(&self, snapshot: usize) -> Option<usize> {
-        self.snapshots.iter().position(|(name, ..)| *name == snapshot)
+        self.snapshots.iter().position(|taken| taken.which == snapshot)
     }
 }
 
@@ -181,7 +205,7 @@ async fn perform(host: &Host, step: &Step) -> Result<(), crate::EngineError> {
         Step::DeleteSnapshot(name, snapshot) => find(name).await?.delete_snapshot(SNAPSHOTS[snapshot]).await,
         Step::Fork { from, snapshot, to } => {
             let spec = ForkSpec {
-                snapshot: Some(SnapshotName::new(SNAPSHOTS[snapshot])?),
+                snapshot: snapshot.map(|snapshot| SnapshotName::new(SNAPSHOTS[snapshot])).transpose()?,
                 name: Some(crate::types::WorkspaceName::new(NAMES[to])?),
                 ..ForkSpec::default()
             };
