@@ -67,8 +67,8 @@ pub use workspace::{
     Aspect, Change, DiffSide, DiffSpec, DiffStream, Difference, FileState, ForkFailure, ForkOrigin,
     ForkReport, ForkSpec, ForkWorker, Host, Isolation, MAX_FORKS, MAX_POOL, MAX_SNAPSHOTS, PolicyChange,
     Pool, PoolSpec, PortForward, PromoteReport, PromoteSpec, PruneReport, Pruned, RestoreReport, RestoreSpec,
-    SnapshotInfo, SnapshotSpec, TreeNode, Workspace, WorkspaceInfo, WorkspaceSpec, WorkspaceState,
-    WorkspaceSummary,
+    SnapshotInfo, SnapshotSpec, Standstill, TreeNode, Workspace, WorkspaceInfo, WorkspaceSpec,
+    WorkspaceState, WorkspaceSummary,
 };
 
 /// The README's example, compiled.

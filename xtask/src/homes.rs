@@ -48,6 +48,11 @@ impl Seed {
         Ok(Self { folder })
     }
 
+    /// Where it is.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Tells tests where it is.
     pub(crate) fn show_to(&self, command: &mut Command) {
         command.env("AGENTISO_TEST_SEED", &self.folder);

@@ -1,7 +1,8 @@
-//! What people and CI run in this repository: `cargo xtask setup|build|demo|test`.
+//! What people and CI run in this repository: `cargo xtask setup|build|demo|test|bench`.
 //!
 //! Without dependencies, because it is built before anything else is.
 
+mod bench;
 mod build;
 mod demo;
 mod homes;
@@ -23,6 +24,8 @@ Usage: cargo xtask COMMAND
           guest agent, and fills the state folder (target/release/agentiso init)
   demo    setup, build, makes the Debian image if it is missing, runs a command in a machine
   test    setup, then every check and test, with the time of each stage
+  bench   setup, build, and the measurements (docs/performance.md); words that follow pick
+          some of them
   ci      what continuous integration runs: the same as test
 ";
 
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
         ["build"] => build::build_all(),
         ["demo"] => demo::demo(),
         ["test" | "ci"] => test::test(),
+        ["bench", ref words @ ..] => bench::bench(words),
         ["help" | "--help" | "-h"] => {
             print!("{HELP}");
             return ExitCode::SUCCESS;

@@ -4,9 +4,10 @@
 //! that is started from the memory they stay frozen until it has an identity of its own. Whoever opens the state folder
 //! next thaws them if this process is killed in between; the machine itself has a guard that lets it run.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::engine::Engine;
+use super::info::Standstill;
 use super::machine::Begin;
 use super::snapshot::KeptMemory;
 use crate::channel::client::Configure;
@@ -27,7 +28,7 @@ impl Engine {
         runtime: &Runtime,
         snapshot: &SnapshotRecord,
         memory: KeptMemory,
-    ) -> Result<(), EngineError> {
+    ) -> Result<Standstill, EngineError> {
         let (storage, disk) = (&self.backends.storage, record.disk());
         // Not to be met by a machine that stands still, nor by the move to a new layer.
         self.shorten_before_pivot(record).await?;
@@ -39,6 +40,7 @@ impl Engine {
                 DiskStep::Instant(storage.finish_snapshot(disk, snapshot.id, Outcome::Commit))
             }
         };
+        let stalled = Instant::now();
         let frozen = self.client_of(runtime).freeze(FREEZE_LIMIT).await;
         let captured = match frozen {
             Ok(()) => {
@@ -58,12 +60,18 @@ impl Engine {
         };
         // Whatever happened: its processes run on, with the clock that stood still put right.
         let awake = self.wake(record, runtime).await;
-        captured?;
+        let stalled = stalled.elapsed();
+        let captured = captured?;
         awake?;
         if pivots {
             storage.finish_snapshot(disk, snapshot.id, Outcome::Commit).await?;
         }
-        Ok(())
+        tracing::debug!(workspace = %record.name, ?stalled, "its processes run again");
+        Ok(Standstill {
+            paused_us: micros(captured.pause),
+            stalled_us: micros(stalled),
+            written_bytes: captured.written_bytes,
+        })
     }
 
     /// Lets the processes of a machine run that was captured. They run already: no effect but on the clock.
@@ -104,4 +112,8 @@ impl Engine {
             }),
         }
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

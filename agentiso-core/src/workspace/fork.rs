@@ -6,7 +6,7 @@ use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::create::{Naming, Plan, Reserved};
 use super::engine::{Engine, caller};
-use super::info::{ForkFailure, ForkOrigin, ForkReport, ForkWorker, WorkspaceState};
+use super::info::{ForkFailure, ForkOrigin, ForkReport, ForkWorker, Standstill, WorkspaceState};
 use super::machine::Begin;
 use super::snapshot::{Draft, KeptMemory};
 use super::spec::{ForkSpec, MAX_FORKS};
@@ -57,7 +57,8 @@ impl Engine {
                     engine.drop_hidden_snapshots(id).await;
                 }
                 let reserved = reserved?;
-                let report = engine.boot_forks(plan, origin, reserved, callers).await;
+                let mut report = engine.boot_forks(plan, origin, reserved, callers).await;
+                report.standstill = point.standstill;
                 if point.snapshot.hidden {
                     engine.drop_fork_memory(&point.snapshot, report.success_count).await;
                 }
@@ -96,7 +97,7 @@ impl Engine {
                 true => self.begin_of(parent, &snapshot).await?,
                 false => Begin::Boot,
             };
-            return Ok(ForkPoint { snapshot, begin });
+            return Ok(ForkPoint { snapshot, begin, standstill: None });
         }
         let runs = self.living(parent).is_some() && parent.state == WorkspaceState::Running;
         let memory = runs && !spec.disk_only;
@@ -106,9 +107,9 @@ impl Engine {
             memory: memory.then_some(KeptMemory { restores: spec.count, durable: false }),
             ..Draft::hidden(&name)
         };
-        let snapshot = self.take_snapshot(parent, &draft).await?;
+        let (snapshot, standstill) = self.take_timed_snapshot(parent, &draft).await?;
         let begin = if memory { Begin::Clone(snapshot.id) } else { Begin::Boot };
-        Ok(ForkPoint { snapshot, begin })
+        Ok(ForkPoint { snapshot, begin, standstill })
     }
 
     /// Removes the memory that forks began with: they have it. Without forks the snapshot goes as well.
@@ -168,6 +169,7 @@ impl Engine {
             workers,
             failures,
             forked_from,
+            standstill: None,
         }
     }
 }
@@ -176,6 +178,7 @@ impl Engine {
 struct ForkPoint {
     snapshot: SnapshotRecord,
     begin: Begin,
+    standstill: Option<Standstill>,
 }
 
 fn fork_plan(parent: &WorkspaceRecord, spec: &ForkSpec, point: &ForkPoint, origin: ForkOrigin) -> Plan {

@@ -175,6 +175,21 @@ pub struct ForkReport {
     pub failures: Vec<ForkFailure>,
     /// The workspace they were forked from.
     pub forked_from: ForkOrigin,
+    /// What it cost that workspace, if it ran and was forked as it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standstill: Option<Standstill>,
+}
+
+/// How long a workspace stood still while it was forked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standstill {
+    /// How long the machine did, in microseconds.
+    pub paused_us: u64,
+    /// How long its processes did at most, in microseconds: from the order to freeze them until it was confirmed that
+    /// they run.
+    pub stalled_us: u64,
+    /// What the machine had written to its memory since it was started, in bytes.
+    pub written_bytes: u64,
 }
 
 /// A fork that runs.

@@ -83,9 +83,12 @@ impl Engine {
 
     async fn try_boot(&self, record: &mut WorkspaceRecord, begin: Begin) -> Result<(), EngineError> {
         let run_dir = self.run_dir(record.id);
+        let begun = Instant::now();
         fresh_folder(&run_dir)?;
         let guest_network = self.launch(record, &run_dir, begin.start()).await?;
+        let launched = begun.elapsed();
         self.save(record).await?;
+        let saved = begun.elapsed();
         let client = self.client(record)?;
         if begin == Begin::Boot {
             self.wait_for_agent(record, &client).await?;
@@ -95,6 +98,7 @@ impl Engine {
             .configure(self.configuration(record, guest_network, begin)?)
             .await
             .map_err(|source| EngineError::operation("configure", record.name.as_str(), source))?;
+        tracing::debug!(machine = %record.id, ?launched, ?saved, configured = ?begun.elapsed(), "booted");
         if let Begin::Clone(_) = begin {
             client
                 .thaw()
@@ -112,7 +116,7 @@ impl Engine {
         run_dir: &Path,
         start: Start,
     ) -> Result<NetworkConfiguration, EngineError> {
-        let id = record.id;
+        let (id, begun) = (record.id, Instant::now());
         let forwards = self.records(move |store| store.forwards(id)).await?;
         let disk = self.backends.storage.open_disk(record.disk()).await?;
         let PreparedChannel { device, record: channel } =
@@ -135,6 +139,7 @@ impl Engine {
                 return Err(error.into());
             }
         };
+        tracing::debug!(machine = %id, surroundings = ?begun.elapsed(), "made what a machine is connected to");
         let launched = self
             .backends
             .hypervisor

@@ -25,7 +25,7 @@ pub use handle::Workspace;
 pub use host::Host;
 pub use info::{
     ForkFailure, ForkOrigin, ForkReport, ForkWorker, Isolation, PortForward, PruneReport, Pruned,
-    RestoreReport, SnapshotInfo, WorkspaceInfo, WorkspaceState, WorkspaceSummary,
+    RestoreReport, SnapshotInfo, Standstill, WorkspaceInfo, WorkspaceState, WorkspaceSummary,
 };
 pub use lifecycle::PolicyChange;
 pub use pool::{MAX_POOL, Pool, PoolSpec};

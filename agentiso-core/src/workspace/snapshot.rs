@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::create::dependent_names;
 use super::engine::{Engine, not_running, now};
-use super::info::{RestoreReport, SnapshotInfo, WorkspaceState};
+use super::info::{RestoreReport, SnapshotInfo, Standstill, WorkspaceState};
 use super::machine::Begin;
 use super::spec::{MAX_SNAPSHOTS, RestoreSpec, SnapshotSpec};
 use crate::error::EngineError;
@@ -56,6 +56,15 @@ impl Engine {
         record: &WorkspaceRecord,
         draft: &Draft<'_>,
     ) -> Result<SnapshotRecord, EngineError> {
+        Ok(self.take_timed_snapshot(record, draft).await?.0)
+    }
+
+    /// The same, and how long the workspace stood still if its memory was kept.
+    pub(super) async fn take_timed_snapshot(
+        &self,
+        record: &WorkspaceRecord,
+        draft: &Draft<'_>,
+    ) -> Result<(SnapshotRecord, Option<Standstill>), EngineError> {
         let machine = self.living(record).map(|runtime| runtime.machine.clone());
         let mut flushed = machine.is_none();
         if let Some(runtime) = self.living(record).filter(|_| !draft.crash_consistent) {
@@ -86,14 +95,14 @@ impl Engine {
         let row = snapshot.clone();
         self.records(move |store| store.insert_snapshot(&row)).await?;
         let taken = match (draft.memory, self.living(record)) {
-            (Some(memory), Some(runtime)) => self.capture(record, runtime, &snapshot, memory).await,
-            _ => self.freeze_disk(record, &snapshot, machine.as_ref()).await,
+            (Some(memory), Some(runtime)) => self.capture(record, runtime, &snapshot, memory).await.map(Some),
+            _ => self.freeze_disk(record, &snapshot, machine.as_ref()).await.map(|()| None),
         };
         match taken {
-            Ok(()) => {
+            Ok(standstill) => {
                 let id = snapshot.id;
                 self.records(move |store| store.snapshot_ready(id)).await?;
-                Ok(SnapshotRecord { ready: true, ..snapshot })
+                Ok((SnapshotRecord { ready: true, ..snapshot }, standstill))
             }
             Err(error) => {
                 let undone = self.undo_snapshot(record, snapshot.id, machine.as_ref()).await;

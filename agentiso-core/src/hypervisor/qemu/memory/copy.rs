@@ -9,6 +9,12 @@ use super::{
     total,
 };
 
+/// Bytes that are worth a thread: starting one takes as long as copying a part of this.
+const LEAST_SHARE: usize = 4 * 1024 * 1024;
+
+/// Threads that copy at once. More than the memory can serve would only be in each other's way.
+const MOST_COPIERS: usize = 4;
+
 /// Memory for pages that are to be copied while a machine stands still: made ready before, so that nothing but the
 /// copy happens then.
 #[derive(Debug)]
@@ -29,11 +35,30 @@ impl Buffer {
     pub(in super::super) fn fill(&mut self, from: &RamMapping, runs: &[Run]) -> io::Result<()> {
         let bytes = usize::try_from(total(runs)).map_err(io::Error::other)?;
         self.0.resize(bytes, 0);
-        let mut filled = 0;
-        in_batches(from, runs, |pieces, length| {
-            let into = self.0.get_mut(filled..filled + length).ok_or(io::ErrorKind::InvalidInput)?;
-            filled += length;
-            whole(sys::read_memory(from.pid(), pieces, into)?, length)
+        // Its vCPUs stand still: nobody else wants the host's other CPUs on its behalf.
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let most = bytes.div_ceil(LEAST_SHARE).clamp(1, cpus.min(MOST_COPIERS));
+        let mut rest = self.0.as_mut_slice();
+        std::thread::scope(|scope| {
+            let mut copiers = Vec::new();
+            for share in shares(runs, most) {
+                let length = usize::try_from(total(&share)).map_err(io::Error::other)?;
+                let (into, after) = std::mem::take(&mut rest)
+                    .split_at_mut_checked(length)
+                    .ok_or(io::ErrorKind::InvalidInput)?;
+                rest = after;
+                if rest.is_empty() {
+                    // The last one is this thread's.
+                    read(from, &share, into)?;
+                } else {
+                    copiers.push(scope.spawn(move || read(from, &share, into)));
+                }
+            }
+            copiers.into_iter().try_for_each(|copier| {
+                copier
+                    .join()
+                    .unwrap_or_else(|_| Err(io::Error::other("a thread that copied memory has ended")))
+            })
         })
     }
 
@@ -41,6 +66,41 @@ impl Buffer {
     pub(in super::super) fn bytes(&self) -> &[u8] {
         &self.0
     }
+}
+
+/// Copies runs of a process's memory, one after another, into `into`, which is as long as all of them.
+fn read(from: &RamMapping, runs: &[Run], into: &mut [u8]) -> io::Result<()> {
+    let mut filled = 0;
+    in_batches(from, runs, |pieces, length| {
+        let part = into.get_mut(filled..filled + length).ok_or(io::ErrorKind::InvalidInput)?;
+        filled += length;
+        whole(sys::read_memory(from.pid(), pieces, part)?, length)
+    })
+}
+
+/// Splits runs, in their order, into at most so many shares of whole pages that are about as large.
+fn shares(runs: &[Run], most: usize) -> Vec<Vec<Run>> {
+    let most = u64::try_from(most.max(1)).unwrap_or(1);
+    let share = total(runs).div_ceil(most).next_multiple_of(PAGE).max(PAGE);
+    let mut shares = Vec::new();
+    let (mut current, mut room) = (Vec::new(), share);
+    for run in runs {
+        let mut rest = *run;
+        while rest.bytes > 0 {
+            let bytes = rest.bytes.min(room);
+            current.push(Run { offset: rest.offset, bytes });
+            rest = Run { offset: rest.offset + bytes, bytes: rest.bytes - bytes };
+            room -= bytes;
+            if room == 0 {
+                shares.push(std::mem::take(&mut current));
+                room = share;
+            }
+        }
+    }
+    if !current.is_empty() {
+        shares.push(current);
+    }
+    shares
 }
 
 /// Writes runs of pages, whose content lies one after another in `bytes`, into a process's memory.
@@ -112,6 +172,42 @@ pub(super) fn without_zero_pages<'a>(runs: &[Run], bytes: &'a [u8]) -> Vec<(u64,
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shares_are_whole_pages_in_order_and_lose_nothing() {
+        let runs =
+            [(0, 5), (100, 1), (200, 3)].map(|(at, pages)| Run { offset: at * PAGE, bytes: pages * PAGE });
+
+        let shown = |most| -> Vec<Vec<(u64, u64)>> {
+            let pages = |run: &Run| (run.offset / PAGE, run.bytes / PAGE);
+            shares(&runs, most).iter().map(|share| share.iter().map(pages).collect()).collect()
+        };
+
+        assert_eq!(shown(2), [vec![(0, 5)], vec![(100, 1), (200, 3)]]);
+        assert_eq!(shown(4), [vec![(0, 3)], vec![(3, 2), (100, 1)], vec![(200, 3)]]);
+        assert_eq!(shown(1).len(), 1);
+        assert!(shares(&[], 4).is_empty());
+    }
+
+    #[test]
+    fn what_is_worth_several_threads_is_copied_whole_and_in_order() {
+        const PAGES: usize = 4 * LEAST_SHARE / 4096 + 3;
+        let bytes = PAGES as u64 * PAGE;
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(bytes).unwrap();
+        let mapping = sys::PrivateMapping::new(&file, PAGES * 4096);
+        for page in 0..PAGES {
+            mapping.write(page * 4096, &page.to_le_bytes());
+        }
+        let inode = std::os::unix::fs::MetadataExt::ino(&file.metadata().unwrap());
+        let ram = RamMapping::find(std::process::id(), inode, bytes).unwrap();
+        let mut buffer = Buffer::touched(bytes).unwrap();
+
+        buffer.fill(&ram, &ram.written().unwrap()).unwrap();
+
+        let numbers = buffer.bytes().chunks(4096).map(|page| page[..8].try_into().unwrap());
+        assert!(numbers.map(usize::from_le_bytes).eq(0..PAGES));
+    }
 
     #[test]
     fn zero_pages_are_left_out_and_the_others_keep_their_place() {
