@@ -27,7 +27,8 @@ pub trait Hypervisor: MachineMemory {
     fn capabilities(&self) -> HypervisorCapabilities;
 
     /// Starts a machine and returns once its process is confined as asked, its control socket answers and its vCPUs
-    /// run. The guest itself may still be booting; one that is restored goes on where its image was captured.
+    /// run. The guest itself may still be booting; one that is restored goes on where its image was captured, within
+    /// moments.
     ///
     /// On failure (and when the future is dropped) no process and no file of it is left; the error carries the tail
     /// of the machine's logs.
