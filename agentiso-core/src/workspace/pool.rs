@@ -249,17 +249,18 @@ impl Engine {
         let Some(runtime) = record.runtime.clone() else {
             return Err(super::engine::not_running(record, "used"));
         };
-        self.backends.hypervisor.resume(&runtime.machine).await?;
         let configure = Configure {
             hostname: Some(guest_hostname(&record.name)),
             entropy: Some(self.entropy(record)?),
             set_clock: true,
             ..Configure::default()
         };
-        self.client_of(&runtime)
-            .configure(configure)
-            .await
-            .map_err(|source| EngineError::operation("configure", record.name.as_str(), source))?;
+        let client = self.client_of(&runtime);
+        // The hypervisor confirms when the vCPUs leave it a turn; the agent is there before.
+        let (resumed, configured) =
+            tokio::join!(self.backends.hypervisor.resume(&runtime.machine), client.configure(configure));
+        resumed?;
+        configured.map_err(|source| EngineError::operation("configure", record.name.as_str(), source))?;
         if record.policy != NetworkPolicy::default() {
             self.backends.network.update_policy(&runtime.network, &record.policy).await?;
         }

@@ -53,9 +53,13 @@ impl Rows {
 pub(super) async fn measure(bench: &mut Bench) -> Done {
     let parent = machine(&bench.host, 2).await?;
     let (children, _) = fork(&bench.host, &parent, CHILDREN).await?;
-    all_answer(&children).await?;
+    // Idle: it runs and answers, and nobody has asked anything else of it.
+    for child in &children {
+        child.guest().await?.ping().await?;
+    }
     let (mut idle, mut active) = (Rows::new("an idle"), Rows::new("an active"));
     idle.measure(&children).await?;
+    all_answer(&children).await?;
     for child in &children {
         run(child, "mkfifo /run/active").await?;
         let argv = ["python3", "-c", ACTIVE].map(str::to_owned).to_vec();
