@@ -30,6 +30,9 @@ pub const MAX_POOL: u32 = 20;
 /// How long after a failure the next machine is tried.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
 
+/// How long after one was taken the next machine is begun: whoever took it has the CPUs for itself until then.
+const REFILL_AFTER: Duration = Duration::from_millis(500);
+
 /// What a pool holds.
 #[derive(Clone, Debug)]
 pub struct PoolSpec {
@@ -352,6 +355,10 @@ async fn fill(engine: Arc<Engine>, shared: Arc<Shared>) {
             failed = tokio::time::timeout(RETRY_AFTER, shared.changed.notified()).await.is_ok() && failed;
         } else {
             shared.changed.notified().await;
+            if !shared.state().closing {
+                // Until the time is over, or the next one is wanted, or the pool is to end.
+                let _ = tokio::time::timeout(REFILL_AFTER, shared.changed.notified()).await;
+            }
         }
     }
     let left: Vec<_> = shared.state().ready.drain(..).collect();
