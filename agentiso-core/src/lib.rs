@@ -30,6 +30,14 @@
 //!   delays no other. The cost is a hello per operation, which travels with the request.
 //! - **What a guest could have written is never parsed by the host.** Disks are opened layer by layer from the records,
 //!   images are unpacked by a machine. The cost is that an image takes a machine's boot to make.
+//! - **Memory is one base and one difference.** RAM is a private mapping of a file that all machines of a family share; what
+//!   one has written since its start is found in its page tables and copied while it stands still for some milliseconds.
+//!   The cost is that this copy grows with all that was written, page cache included, and that memory can only be used
+//!   again by the same QEMU and kind of CPU.
+//! - **Nobody counts users of a memory file.** Each has a hard link, and the file system frees it with the last. The cost is
+//!   that everything of a state folder must be on one file system.
+//! - **A clone is told who it is before any process in it runs again**: the agent freezes user processes, and thaws them
+//!   when host name, addresses, clock and entropy are confirmed. The cost is most of what a fork takes under emulation.
 //! - **Descriptors instead of paths.** QEMU gets its disks, sockets and kernel as open descriptors, so it needs no
 //!   access to the state folder. The cost is bookkeeping in `hypervisor::qemu`.
 //!
