@@ -15,7 +15,10 @@ fn id_of(machine: &Machine<'_>) -> String {
 fn killed_creation_is_undone_by_the_next_command() {
     let Some(cli) = vm::cli() else { return };
     let machine = Machine::named(&cli, &vm::unique("kill"));
-    let mut running = Running::start(cli.command(&["create", "--memory", "256", &machine.name]));
+    let mut create = cli.command(&["create", "--memory", "256", &machine.name]);
+    // From a template it might be complete before anyone could kill it.
+    create.env("AGENTISO_TEMPLATES", "off");
+    let mut running = Running::start(create);
     let id = id_of(&machine);
     vm::wait_for("its machine", || (!vm::leftovers(&cli, &id).is_empty()).then_some(()));
 
