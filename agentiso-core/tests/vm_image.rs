@@ -57,7 +57,7 @@ async fn tar_without_a_shell_boots_and_says_so_on_exec() {
     let guest = workspace.guest().await.unwrap();
     let file = guest.read_file("/etc/motd", 0, 64).await;
     workspace.destroy().await.unwrap();
-    host.images().remove(&name).await.unwrap();
+    host.remove_image(&name).await.unwrap();
 
     assert!(shell.contains("sh"), "{shell}");
     assert_eq!(file.unwrap(), b"hello");

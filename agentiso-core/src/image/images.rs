@@ -143,10 +143,11 @@ impl Images {
         Ok(self.blocking(|catalog| catalog.bases()).await?)
     }
 
-    /// Removes an image, one whose entry is damaged too.
+    /// Removes an image, one whose entry is damaged too. [`Host::remove_image`](crate::Host::remove_image) removes what was
+    /// made ready from it as well.
     ///
     /// # Errors
-    /// There is none; [`ImageError::InUse`] if workspaces were made from it, and nothing is changed.
+    /// There is none; [`ImageError::InUse`] if workspaces were made from it, or made ready, and nothing is changed.
     pub async fn remove(&self, name: &str) -> Result<(), ImageError> {
         let name = ImageName::new(name)?;
         let base = match self.find(&name).await {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::create::{Naming, Plan, Reserved};
-use super::engine::{Engine, caller};
+use super::engine::{Callers, Engine, caller};
 use super::info::{ForkFailure, ForkOrigin, ForkReport, ForkWorker, Standstill, WorkspaceState};
 use super::machine::Begin;
 use super::snapshot::{Draft, KeptMemory};
@@ -40,6 +40,13 @@ impl Engine {
                 remedy: "give a prefix instead of a name, or ask for one fork".to_owned(),
             });
         }
+        if let Some(name) = spec.name.clone() {
+            // Decided for good when the record is made; until then a running parent would have stood still for nothing.
+            let taken = name.to_string();
+            if self.records(move |store| store.by_name(&name)).await?.is_some() {
+                return Err(EngineError::NameTaken { name: taken });
+            }
+        }
         let (caller, callers) = caller();
         let engine = Arc::clone(self);
         let report = self
@@ -49,15 +56,16 @@ impl Engine {
                 let name = (!point.snapshot.hidden).then(|| point.snapshot.name.clone());
                 let origin = ForkOrigin { workspace_id: id, name: record.name.to_string(), snapshot: name };
                 let plan = fork_plan(&record, &spec, &point, origin.clone());
-                let reserved = engine.reserve_forks(&plan, spec.count).await;
+                let mut boots = Boots::new(&engine, plan, callers);
+                let reserved = engine.reserve_forks(&mut boots, spec.count).await;
                 engine.shorten_afterwards(&record).await;
                 // From here on the forks have disks of their own; their parent is free.
                 drop(parent);
                 if reserved.is_err() {
                     engine.drop_hidden_snapshots(id).await;
                 }
-                let reserved = reserved?;
-                let mut report = engine.boot_forks(plan, origin, reserved, callers).await;
+                reserved?;
+                let mut report = boots.report(origin).await;
                 report.standstill = point.standstill;
                 if point.snapshot.hidden {
                     engine.drop_fork_memory(&point.snapshot, report.success_count).await;
@@ -68,24 +76,17 @@ impl Engine {
         caller.received(report)
     }
 
-    /// Gives each fork its record and its disk, while the parent's lock keeps what they begin from.
-    async fn reserve_forks(
-        &self,
-        plan: &Plan,
-        count: u32,
-    ) -> Result<Vec<Result<Reserved, ForkFailure>>, EngineError> {
-        let mut reserved = Vec::new();
+    /// Gives each fork its record and its disk, while the parent's lock keeps what they begin from, and lets it start.
+    async fn reserve_forks(&self, boots: &mut Boots, count: u32) -> Result<(), EngineError> {
         for number in 1..=count {
-            match self.reserve(plan).await {
-                Ok(fork) => reserved.push(Ok(fork)),
+            match self.reserve(&boots.plan).await {
+                Ok(fork) => boots.start(number, fork),
                 // A name that is taken was the caller's choice: nothing was done yet.
                 Err(error @ EngineError::NameTaken { .. }) => return Err(error),
-                Err(error) => {
-                    reserved.push(Err(ForkFailure { name: wanted_name(plan, number), error: error.report() }))
-                }
+                Err(error) => boots.failed(wanted_name(&boots.plan, number), &error),
             }
         }
-        Ok(reserved)
+        Ok(())
     }
 
     /// The snapshot that forks begin from: the one that was named, or a new hidden one, with memory if the workspace
@@ -121,53 +122,66 @@ impl Engine {
             self.drop_hidden_snapshots(snapshot.workspace).await;
         }
     }
+}
 
-    async fn boot_forks(
-        self: &Arc<Self>,
-        plan: Plan,
-        forked_from: ForkOrigin,
-        reserved: Vec<Result<Reserved, ForkFailure>>,
-        callers: super::engine::Callers,
-    ) -> ForkReport {
+/// Forks on their way.
+struct Boots {
+    engine: Arc<Engine>,
+    plan: Arc<Plan>,
+    callers: Callers,
+    places: Arc<Semaphore>,
+    under_way: JoinSet<(u32, WorkspaceName, Result<WorkspaceRecord, EngineError>)>,
+    failures: Vec<ForkFailure>,
+}
+
+impl Boots {
+    fn new(engine: &Arc<Engine>, plan: Plan, callers: Callers) -> Self {
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let places = Arc::new(Semaphore::new(cpus * BOOTS_PER_CPU));
-        let plan = Arc::new(plan);
-        let mut boots = JoinSet::new();
-        let mut failures = Vec::new();
-        for (number, fork) in reserved.into_iter().enumerate() {
-            let fork = match fork {
-                Ok(fork) => fork,
-                Err(failure) => {
-                    failures.push(failure);
-                    continue;
-                }
-            };
-            let (engine, plan, places, callers) =
-                (Arc::clone(self), Arc::clone(&plan), Arc::clone(&places), callers.clone());
-            boots.spawn(async move {
-                let _place = places.acquire_owned().await.ok();
-                let name = fork.record.name.clone();
-                let completed = engine.complete(fork, &plan, callers).await;
-                if let Ok(record) = &completed {
-                    engine.shorten_afterwards(record).await;
-                }
-                (number, name, completed)
-            });
+        Self {
+            engine: Arc::clone(engine),
+            plan: Arc::new(plan),
+            callers,
+            places: Arc::new(Semaphore::new(cpus * BOOTS_PER_CPU)),
+            under_way: JoinSet::new(),
+            failures: Vec::new(),
         }
-        let mut outcomes = boots.join_all().await;
+    }
+
+    fn failed(&mut self, name: String, error: &EngineError) {
+        self.failures.push(ForkFailure { name, error: error.report() });
+    }
+
+    /// Starts a fork when there is a place for it.
+    fn start(&mut self, number: u32, fork: Reserved) {
+        let (engine, plan) = (Arc::clone(&self.engine), Arc::clone(&self.plan));
+        let (places, callers) = (Arc::clone(&self.places), self.callers.clone());
+        self.under_way.spawn(async move {
+            let _place = places.acquire_owned().await.ok();
+            let name = fork.record.name.clone();
+            let completed = engine.complete(fork, &plan, callers).await;
+            if let Ok(record) = &completed {
+                engine.shorten_afterwards(record).await;
+            }
+            (number, name, completed)
+        });
+    }
+
+    /// Waits for all of them.
+    async fn report(mut self, forked_from: ForkOrigin) -> ForkReport {
+        let mut outcomes = std::mem::take(&mut self.under_way).join_all().await;
         outcomes.sort_by_key(|(number, ..)| *number);
         let mut workers = Vec::new();
         for (_, name, outcome) in outcomes {
             match outcome {
                 Ok(record) => workers.push(worker(&record)),
-                Err(error) => failures.push(ForkFailure { name: name.to_string(), error: error.report() }),
+                Err(error) => self.failed(name.to_string(), &error),
             }
         }
         ForkReport {
             success_count: workers.len(),
-            failure_count: failures.len(),
+            failure_count: self.failures.len(),
             workers,
-            failures,
+            failures: self.failures,
             forked_from,
             standstill: None,
         }
