@@ -1,6 +1,7 @@
 //! Fork, the way to `exec` in the child, and the kernel calls that no safe crate offers.
 
 use std::{
+    convert::Infallible,
     ffi::{CString, c_char, c_int, c_long, c_uint, c_ulong},
     fmt, io,
     os::fd::{FromRawFd, OwnedFd, RawFd},
@@ -153,6 +154,16 @@ impl Report {
 pub(super) fn fork_and_exec(plan: &ChildPlan<'_>) -> io::Result<(u32, OwnedFd)> {
     let words = pointers(plan.words);
     let environment = pointers(plan.environment);
+    // SAFETY: `run_child` makes plain system calls on what is there already: it neither allocates nor locks nor unwinds.
+    unsafe { fork(0, || run_child(plan, &words, &environment)) }
+}
+
+/// Forks, with further flags of clone(2) that share no memory; the child runs `child`. Returns its number and a
+/// descriptor for it.
+///
+/// # Safety
+/// `child` runs in the state that other threads may have left behind: it must neither allocate nor lock nor unwind.
+pub(super) unsafe fn fork(flags: c_int, child: impl FnOnce() -> Infallible) -> io::Result<(u32, OwnedFd)> {
     // SAFETY: sigset_t is plain bits, for which all zero is valid; sigfillset and pthread_sigmask get valid pointers
     // to locals.
     let before = unsafe {
@@ -164,11 +175,11 @@ pub(super) fn fork_and_exec(plan: &ChildPlan<'_>) -> io::Result<(u32, OwnedFd)> 
         before
     };
     let mut pidfd: c_int = -1;
-    let flags = c_long::from(libc::CLONE_PIDFD | libc::SIGCHLD);
+    let flags = c_long::from(flags | libc::CLONE_PIDFD | libc::SIGCHLD);
     // SAFETY: without CLONE_VM and with a null stack this is fork(): the child has a copy of this thread's memory and
     // goes on on its copy of this stack. With CLONE_PIDFD the kernel writes the descriptor to the third argument,
-    // which points to a local. The child calls only `run_child`, which is written for the state that other threads
-    // may have left behind: it neither allocates nor locks nor unwinds, and never returns.
+    // which points to a local. The child calls only `child`, of which the caller promises that it may run here, and
+    // which never returns.
     let pid = unsafe {
         libc::syscall(
             libc::SYS_clone,
@@ -181,7 +192,7 @@ pub(super) fn fork_and_exec(plan: &ChildPlan<'_>) -> io::Result<(u32, OwnedFd)> 
     };
     let failure = io::Error::last_os_error();
     if pid == 0 {
-        run_child(plan, &words, &environment);
+        child();
     }
     // SAFETY: `before` was filled in above.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut()) };

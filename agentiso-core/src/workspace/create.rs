@@ -69,13 +69,7 @@ impl Engine {
     pub(super) async fn create(self: &Arc<Self>, spec: WorkspaceSpec) -> Result<Created, EngineError> {
         let image = self.images.find(&spec.image_name()?).await?;
         check_disk(spec.resources.disk_gb, image.bytes, || format!("image {}", image.name))?;
-        if let Some(name) = spec.name.clone() {
-            // Decided for good when the record is made; a template takes a boot, too long to find out then.
-            let taken = name.to_string();
-            if self.records(move |store| store.by_name(&name)).await?.is_some() {
-                return Err(EngineError::NameTaken { name: taken });
-            }
-        }
+        self.expect_free(spec.name.as_ref()).await?;
         let (caller, callers) = caller();
         let engine = Arc::clone(self);
         let made = self
@@ -108,6 +102,17 @@ impl Engine {
             })
             .await;
         caller.received(made)
+    }
+
+    /// Refuses a name that is taken, before anything is done for it: a template takes a boot, and a running parent of a fork
+    /// stands still. It is decided for good when the record is made.
+    pub(super) async fn expect_free(&self, name: Option<&WorkspaceName>) -> Result<(), EngineError> {
+        let Some(name) = name.cloned() else { return Ok(()) };
+        let wanted = name.clone();
+        match self.records(move |store| store.by_name(&wanted)).await? {
+            None => Ok(()),
+            Some(_) => Err(EngineError::NameTaken { name: name.to_string() }),
+        }
     }
 
     /// Gives a new workspace its record and its disk.

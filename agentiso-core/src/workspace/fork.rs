@@ -40,13 +40,7 @@ impl Engine {
                 remedy: "give a prefix instead of a name, or ask for one fork".to_owned(),
             });
         }
-        if let Some(name) = spec.name.clone() {
-            // Decided for good when the record is made; until then a running parent would have stood still for nothing.
-            let taken = name.to_string();
-            if self.records(move |store| store.by_name(&name)).await?.is_some() {
-                return Err(EngineError::NameTaken { name: taken });
-            }
-        }
+        self.expect_free(spec.name.as_ref()).await?;
         let (caller, callers) = caller();
         let engine = Arc::clone(self);
         let report = self

@@ -206,11 +206,9 @@ impl Engine {
         let Some(Reserved { mut record, lock }) = self.waiting(image, spec.resources) else {
             return Ok(None);
         };
-        let owner = match spec.throwaway {
-            true => record.throwaway_of.take(),
-            false => None,
-        };
-        record.throwaway_of = owner;
+        if !spec.throwaway {
+            record.throwaway_of = None;
+        }
         record.policy = spec.policy.clone();
         record.created_at = now();
         record.pooled = false;
@@ -224,12 +222,7 @@ impl Engine {
             Err(error) => Err(error),
         };
         let Err(error) = taken else { return Ok(Some(record)) };
-        let strays = self.kill_strays(&[record.id]).await;
-        let undone = strays.and(self.erase(&mut record).await);
-        lock.remove();
-        if let Err(undo) = undone {
-            tracing::warn!(workspace = %record.name, error = %undo.report(), "could not remove a machine of a pool");
-        }
+        self.discard(Reserved { record, lock }).await;
         match error {
             // What was asked for cannot be had, from a pool or not.
             EngineError::NameTaken { .. }

@@ -53,7 +53,7 @@ use crate::{
     channel::ChannelDevice,
     process,
     storage::{DiskLayer, LayerId, ShortenPlan},
-    types::{ProcessRef, SnapshotId, WorkspaceId},
+    types::{MemoryMib, ProcessRef, SnapshotId, VcpuCount, WorkspaceId},
 };
 
 /// How long a machine stands still at most while it is captured.
@@ -124,19 +124,25 @@ impl Qemu {
 
     /// What a machine has in common with those that can be started from its memory.
     fn shape(&self, spec: &LaunchSpec) -> Shape {
+        let channel = match &spec.channel {
+            ChannelDevice::Serial(slots) => format!("serial-{}", slots.len()),
+            ChannelDevice::Vsock { .. } => "vsock".to_owned(),
+        };
+        self.shape_here(spec.vcpus, spec.memory, channel, spec.nic.is_some())
+    }
+
+    /// The shape of a machine with these parts, started here and now.
+    fn shape_here(&self, vcpus: VcpuCount, memory: MemoryMib, channel: String, nic: bool) -> Shape {
         Shape {
             layout: LAYOUT,
             qemu: self.program.version.clone(),
             accelerator: self.accelerator,
             cpu: self.cpu.clone(),
             tsc_khz: self.tsc_khz,
-            vcpus: spec.vcpus,
-            memory: spec.memory,
-            channel: match &spec.channel {
-                ChannelDevice::Serial(slots) => format!("serial-{}", slots.len()),
-                ChannelDevice::Vsock { .. } => "vsock".to_owned(),
-            },
-            nic: spec.nic.is_some(),
+            vcpus,
+            memory,
+            channel,
+            nic,
         }
     }
 
@@ -195,14 +201,7 @@ impl MachineMemory for Qemu {
         let image = Images::of(&self.state_dir).open(image)?;
         // What else a machine has in common with it is up to whoever starts one.
         let shape = image.shape();
-        let now = Shape {
-            layout: LAYOUT,
-            qemu: self.program.version.clone(),
-            accelerator: self.accelerator,
-            cpu: self.cpu.clone(),
-            tsc_khz: self.tsc_khz,
-            ..shape.clone()
-        };
+        let now = self.shape_here(shape.vcpus, shape.memory, shape.channel.clone(), shape.nic);
         image.describe(&now)
     }
 

@@ -1,12 +1,13 @@
 //! A user namespace without a process, and the kernel call that no safe crate offers.
 
 use std::{
-    ffi::{c_int, c_long, c_ulong},
+    ffi::c_ulong,
     fs::File,
     io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
-    ptr,
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
 };
+
+use crate::process::sys::fork;
 
 /// Of linux/mount.h.
 const MOUNT_ATTR_RDONLY: u64 = 0x1;
@@ -57,42 +58,11 @@ pub(super) struct Waiting {
 pub(super) fn wait_in_new_user_namespace() -> io::Result<Waiting> {
     // SAFETY: no pointers.
     let parent = unsafe { libc::getpid() };
-    // SAFETY: sigset_t is plain bits, for which all zero is valid; sigfillset and pthread_sigmask get valid pointers
-    // to locals.
-    let before = unsafe {
-        let mut all: libc::sigset_t = std::mem::zeroed();
-        let mut before: libc::sigset_t = std::mem::zeroed();
-        libc::sigfillset(&raw mut all);
-        // No handler of ours may run in the child: it could write to descriptors that both share.
-        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
-        before
-    };
-    let mut pidfd: c_int = -1;
     // The table of descriptors is shared, for a copy would keep locks of other threads held for a moment longer.
-    let flags = c_long::from(libc::CLONE_NEWUSER | libc::CLONE_FILES | libc::CLONE_PIDFD | libc::SIGCHLD);
-    // SAFETY: without CLONE_VM and with a null stack this is fork(): the child has a copy of this thread's memory and
-    // goes on on its copy of this stack. With CLONE_PIDFD the kernel writes the descriptor to the third argument,
-    // which points to a local. The child calls only `wait_to_be_killed`, which is written for the state that other
-    // threads may have left behind: it neither allocates nor locks nor unwinds, and never returns.
-    let pid = unsafe {
-        libc::syscall(
-            libc::SYS_clone,
-            flags,
-            ptr::null::<u8>(),
-            &raw mut pidfd,
-            ptr::null::<u8>(),
-            0 as c_ulong,
-        )
-    };
-    let failure = io::Error::last_os_error();
-    if pid == 0 {
-        wait_to_be_killed(parent);
-    }
-    // SAFETY: `before` was filled in above.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut()) };
-    let Ok(pid) = u32::try_from(pid) else { return Err(failure) };
-    // SAFETY: the kernel has just opened this descriptor for us; nobody else knows of it.
-    Ok(Waiting { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
+    let flags = libc::CLONE_NEWUSER | libc::CLONE_FILES;
+    // SAFETY: `wait_to_be_killed` makes plain system calls alone: it neither allocates nor locks nor unwinds.
+    let (pid, pidfd) = unsafe { fork(flags, || wait_to_be_killed(parent)) }?;
+    Ok(Waiting { pid, pidfd })
 }
 
 /// In the child.
