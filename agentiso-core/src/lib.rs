@@ -55,6 +55,7 @@ mod error;
 mod file_lock;
 pub mod hypervisor;
 pub mod image;
+pub mod leases;
 mod native;
 pub mod network;
 pub(crate) mod process;

@@ -35,6 +35,10 @@ pub trait GuestChannel: Send + Sync {
 
     /// Removes what `prepare` made. Already gone: no effect.
     async fn release(&self, channel: &ChannelRecord) -> Result<(), ChannelError>;
+
+    /// Channels of this state folder that were prepared and not released, as far as they hold anything beyond their run
+    /// folder. For finding those that no record knows: [`GuestChannel::release`] gives back what they hold.
+    async fn leftovers(&self) -> Result<Vec<ChannelRecord>, ChannelError>;
 }
 
 /// What a channel is.

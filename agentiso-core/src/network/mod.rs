@@ -66,6 +66,10 @@ pub trait Network: Send + Sync {
     /// Ends a process that [`Network::processes`] listed, and waits until it is gone. Gone already, or another process
     /// has its number by now: no effect.
     async fn kill_process(&self, process: &ProcessRef) -> Result<(), NetworkError>;
+
+    /// Attachments of this state folder that were made and not detached, other than by a process that
+    /// [`Network::processes`] lists. For finding those that no record knows: [`Network::detach`] removes them.
+    async fn leftovers(&self) -> Result<Vec<NetworkRecord>, NetworkError>;
 }
 
 /// What a network is and can do.

@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 use super::StoreError;
 
 /// Version of the tables below. A database of an older version is brought up to it, one of a newer is refused.
-pub(super) const SCHEMA_VERSION: i64 = 2;
+pub(super) const SCHEMA_VERSION: i64 = 3;
 
 /// Values that are only ever read and written whole are kept as JSON.
 const VERSION_1: &str = "
@@ -57,37 +57,48 @@ CREATE TABLE templates (
 ) STRICT;
 ";
 
+/// What version 3 adds: numbers that machines have to themselves. Without an owner: given back, at that time.
+const VERSION_3: &str = "
+CREATE TABLE leases (
+    kind TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    owner TEXT,
+    released_at INTEGER,
+    PRIMARY KEY (kind, number),
+    UNIQUE (kind, owner)
+) STRICT;
+";
+
+/// What turns the tables of each version into those of the next, beginning with none.
+const STEPS: [&str; 3] = [VERSION_1, VERSION_2, VERSION_3];
+
 /// Makes the tables of an empty database, or checks the version of one that has them.
 pub(super) fn migrate(connection: &mut Connection, file: &str) -> Result<(), StoreError> {
     let failed = |source| StoreError::sql("prepare", file, source);
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
     let found: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
-    match found {
-        0 => {
-            let other: Option<String> = transaction
-                .query_row("SELECT name FROM sqlite_schema LIMIT 1", [], |row| row.get(0))
-                .optional()
-                .map_err(failed)?;
-            if let Some(table) = other {
-                return Err(StoreError::NotOurs { file: file.to_owned(), table });
-            }
-            transaction.execute_batch(VERSION_1).map_err(failed)?;
-            transaction.execute_batch(VERSION_2).map_err(failed)?;
-            transaction
-                .execute(
-                    "INSERT INTO meta VALUES ('state_id', ?1)",
-                    [uuid::Uuid::new_v4().simple().to_string()],
-                )
-                .map_err(failed)?;
-            transaction.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(failed)?;
-            transaction.commit().map_err(failed)
-        }
-        1 => {
-            transaction.execute_batch(VERSION_2).map_err(failed)?;
-            transaction.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(failed)?;
-            transaction.commit().map_err(failed)
-        }
-        SCHEMA_VERSION => Ok(()),
-        newer => Err(StoreError::Newer { file: file.to_owned(), found: newer, known: SCHEMA_VERSION }),
+    if found > SCHEMA_VERSION {
+        return Err(StoreError::Newer { file: file.to_owned(), found, known: SCHEMA_VERSION });
     }
+    if found == 0 {
+        let other: Option<String> = transaction
+            .query_row("SELECT name FROM sqlite_schema LIMIT 1", [], |row| row.get(0))
+            .optional()
+            .map_err(failed)?;
+        if let Some(table) = other {
+            return Err(StoreError::NotOurs { file: file.to_owned(), table });
+        }
+    }
+    if found < SCHEMA_VERSION {
+        for step in STEPS.iter().skip(usize::try_from(found).unwrap_or(0)) {
+            transaction.execute_batch(step).map_err(failed)?;
+        }
+        transaction.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(failed)?;
+    }
+    if found == 0 {
+        transaction
+            .execute("INSERT INTO meta VALUES ('state_id', ?1)", [uuid::Uuid::new_v4().simple().to_string()])
+            .map_err(failed)?;
+    }
+    transaction.commit().map_err(failed)
 }

@@ -63,6 +63,10 @@ async fn free_lane(lanes: &FakeLanes, lane: Lane) -> OwnedSemaphorePermit {
     }
 }
 
+fn record_of(id: &WorkspaceId) -> ChannelRecord {
+    ChannelRecord { id: *id, details: serde_json::Value::Null }
+}
+
 #[async_trait]
 impl GuestChannel for FakeChannel {
     fn capabilities(&self) -> ChannelCapabilities {
@@ -85,10 +89,7 @@ impl GuestChannel for FakeChannel {
                     machine_seen: false,
                 };
                 state.channels.insert(spec.id, lanes);
-                Ok(PreparedChannel {
-                    device: ChannelDevice::Serial(Vec::new()),
-                    record: ChannelRecord { id: spec.id, details: serde_json::Value::Null },
-                })
+                Ok(PreparedChannel { device: ChannelDevice::Serial(Vec::new()), record: record_of(&spec.id) })
             })
             .await
     }
@@ -132,6 +133,10 @@ impl GuestChannel for FakeChannel {
                 Ok(())
             })
             .await
+    }
+
+    async fn leftovers(&self) -> Result<Vec<ChannelRecord>, ChannelError> {
+        self.host.call("channel.leftovers", |state| Ok(state.channels.keys().map(record_of).collect())).await
     }
 }
 

@@ -50,3 +50,13 @@ pub use hypervisor::FakeHypervisor;
 pub use image::add_image;
 pub use network::FakeNetwork;
 pub use storage::FakeStorage;
+
+/// The numbers of the state folder whose records are in `database`; makes them if there are none.
+///
+/// # Errors
+/// The records cannot be opened or made.
+pub fn leases(
+    database: &std::path::Path,
+) -> Result<std::sync::Arc<dyn crate::leases::Leases>, crate::StoreError> {
+    Ok(std::sync::Arc::new(crate::store::Store::open(database)?))
+}

@@ -30,6 +30,16 @@ impl FakeNetwork {
     }
 }
 
+impl FakeCard {
+    fn record(&self) -> NetworkRecord {
+        NetworkRecord {
+            id: self.id,
+            address: "10.0.2.15".to_owned(),
+            details: serde_json::to_value(&self.process).unwrap_or_default(),
+        }
+    }
+}
+
 /// The process a record names.
 fn process_of(record: &NetworkRecord) -> Option<ProcessRef> {
     serde_json::from_value(record.details.clone()).ok()
@@ -92,12 +102,6 @@ impl Network for FakeNetwork {
                 let process = state.new_process();
                 let [a, b, c, d, e, ..] = *spec.id.as_uuid().as_bytes();
                 let mac = MacAddress([0x02, a, b, c, d, e]);
-                let address = "10.0.2.15".to_owned();
-                let record = NetworkRecord {
-                    id: spec.id,
-                    address: address.clone(),
-                    details: serde_json::to_value(&process).unwrap_or_default(),
-                };
                 let card = FakeCard {
                     id: spec.id,
                     process: process.clone(),
@@ -105,6 +109,8 @@ impl Network for FakeNetwork {
                     policy: spec.policy.clone(),
                     forwards: spec.forwards.clone(),
                 };
+                let record = card.record();
+                let address = record.address.clone();
                 state.cards.insert(process.pid, card);
                 Ok(Attachment {
                     nic: Nic { mac, backend: NicBackend::Stream(backend.into()) },
@@ -200,6 +206,15 @@ impl Network for FakeNetwork {
                     card.alive = false;
                 }
                 Ok(())
+            })
+            .await
+    }
+
+    async fn leftovers(&self) -> Result<Vec<NetworkRecord>, NetworkError> {
+        self.host
+            .call("network.leftovers", |state| {
+                // Those with a process too: as with a backend whose cards are more than their process.
+                Ok(state.cards.values().map(FakeCard::record).collect())
             })
             .await
     }

@@ -255,6 +255,9 @@ impl Engine {
         let engine = Arc::clone(self);
         self.finish(async move {
             let (lock, mut record) = engine.lock_record(id).await?;
+            // From here on whoever opens the state folder goes on with it.
+            record.state = WorkspaceState::Destroying;
+            engine.save(&record).await?;
             engine.kill_strays(&[id]).await?;
             engine.erase(&mut record).await?;
             lock.remove();

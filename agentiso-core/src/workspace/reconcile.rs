@@ -10,28 +10,35 @@ use uuid::Uuid;
 use super::engine::Engine;
 use super::info::WorkspaceState;
 use super::lock::WorkspaceLock;
+use crate::backends::Backends;
+use crate::channel::ChannelRecord;
 use crate::error::EngineError;
+use crate::network::NetworkRecord;
 use crate::storage::StorageError;
 use crate::store::WorkspaceRecord;
 use crate::types::{ProcessRef, SnapshotId, WorkspaceId};
 
-/// Who started a stray process.
-#[derive(Clone, Copy, Debug)]
-enum StartedBy {
-    Hypervisor,
-    Network,
+/// What was found of a machine on the host, whether a record knows of it or not.
+#[derive(Debug, Default)]
+struct Traces {
+    machines: Vec<ProcessRef>,
+    networks: Vec<ProcessRef>,
+    cards: Vec<NetworkRecord>,
+    channels: Vec<ChannelRecord>,
 }
+
+type TracesById = BTreeMap<WorkspaceId, Traces>;
 
 impl Engine {
     /// Puts right what can be. What cannot is said in a warning and tried again by the next opener: one broken
     /// workspace does not keep the others from being used.
     pub(super) async fn reconcile(&self) -> Result<(), EngineError> {
-        let processes = self.named_processes().await?;
+        let traces = self.traces().await?;
         for row in self.records(|store| store.all()).await? {
             match row {
                 Ok(record) => {
                     let name = record.name.clone();
-                    if let Err(error) = self.reconcile_one(record.id, &processes).await {
+                    if let Err(error) = self.reconcile_one(record.id, &traces).await {
                         tracing::warn!(workspace = %name, error = %error.report(), "could not put a workspace right");
                     }
                 }
@@ -39,7 +46,7 @@ impl Engine {
             }
         }
         self.settle_promotions().await?;
-        self.remove_unrecorded(&processes).await?;
+        self.remove_unrecorded(&traces).await?;
         self.remove_unrecorded_images().await?;
         self.collect_templates().await
     }
@@ -66,11 +73,7 @@ impl Engine {
     }
 
     /// Puts one workspace right, unless somebody is busy with it.
-    async fn reconcile_one(
-        &self,
-        id: WorkspaceId,
-        processes: &BTreeMap<WorkspaceId, Vec<(StartedBy, ProcessRef)>>,
-    ) -> Result<(), EngineError> {
+    async fn reconcile_one(&self, id: WorkspaceId, traces: &TracesById) -> Result<(), EngineError> {
         let Some(lock) = self.try_lock(*id.as_uuid())? else { return Ok(()) };
         // Read again under the lock: it may have changed, or gone.
         let Some(mut record) = self.records(move |store| store.get(id)).await? else {
@@ -83,12 +86,12 @@ impl Engine {
         // Of a workspace that was never finished, a first start included, nothing is kept.
         let unfinished = record.state == WorkspaceState::Starting && record.boot_time_ms.is_none();
         if abandoned || half_made || unfinished {
-            self.kill_all(processes.get(&id)).await;
+            self.clear_traces(traces.get(&id)).await;
             self.erase(&mut record).await?;
             lock.remove();
             return Ok(());
         }
-        self.settle_machine(&mut record, processes).await?;
+        self.settle_machine(&mut record, traces).await?;
         self.settle_snapshots(&record).await?;
         self.shorten_afterwards(&record).await;
         Ok(())
@@ -98,18 +101,18 @@ impl Engine {
     async fn settle_machine(
         &self,
         record: &mut WorkspaceRecord,
-        processes: &BTreeMap<WorkspaceId, Vec<(StartedBy, ProcessRef)>>,
+        traces: &TracesById,
     ) -> Result<(), EngineError> {
         match record.state {
             WorkspaceState::Running | WorkspaceState::Paused if self.living(record).is_none() => {
                 record.crashed = true
             }
             WorkspaceState::Starting | WorkspaceState::Stopping => {}
-            WorkspaceState::Stopped if processes.contains_key(&record.id) || record.runtime.is_some() => {}
+            WorkspaceState::Stopped if traces.contains_key(&record.id) || record.runtime.is_some() => {}
             _ => return Ok(()),
         }
         self.clear_machine(record).await?;
-        self.kill_all(processes.get(&record.id)).await;
+        self.clear_traces(traces.get(&record.id)).await;
         record.state = WorkspaceState::Stopped;
         self.save(record).await
     }
@@ -139,11 +142,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Removes what no record knows: processes, disks, bases, folders and locks, unless their lock is held.
-    async fn remove_unrecorded(
-        &self,
-        processes: &BTreeMap<WorkspaceId, Vec<(StartedBy, ProcessRef)>>,
-    ) -> Result<(), EngineError> {
+    /// Removes what no record knows: processes, network cards, channels, disks, bases, folders and locks, unless their
+    /// lock is held.
+    async fn remove_unrecorded(&self, traces: &TracesById) -> Result<(), EngineError> {
         let inventory = self.backends.storage.inventory().await?;
         let catalogued = self.images.bases().await?;
         // Read after everything that is compared with them: what is made meanwhile has a record first.
@@ -151,7 +152,7 @@ impl Engine {
             self.records(|store| store.ids()).await?.into_iter().map(|id| *id.as_uuid()).collect();
         recorded
             .extend(self.records(|store| store.templates()).await?.into_iter().map(|template| template.id));
-        let found = processes
+        let found = traces
             .keys()
             .map(|id| *id.as_uuid())
             .chain(inventory.disks.iter().map(|disk| *disk.as_uuid()))
@@ -170,7 +171,7 @@ impl Engine {
             {
                 continue;
             }
-            let removed = self.remove_one_unrecorded(id, processes).await;
+            let removed = self.remove_one_unrecorded(id, traces).await;
             match removed {
                 Ok(()) => lock.remove(),
                 Err(error) => {
@@ -181,12 +182,8 @@ impl Engine {
         Ok(())
     }
 
-    async fn remove_one_unrecorded(
-        &self,
-        id: Uuid,
-        processes: &BTreeMap<WorkspaceId, Vec<(StartedBy, ProcessRef)>>,
-    ) -> Result<(), EngineError> {
-        self.kill_all(processes.get(&WorkspaceId::from(id))).await;
+    async fn remove_one_unrecorded(&self, id: Uuid, traces: &TracesById) -> Result<(), EngineError> {
+        self.clear_traces(traces.get(&WorkspaceId::from(id))).await;
         self.backends.storage.destroy_disk(id.into()).await?;
         if !self.images.bases().await?.contains(&id.into()) {
             match self.backends.storage.delete_base(id.into()).await {
@@ -198,42 +195,55 @@ impl Engine {
         self.remove_run_dir(id.into())
     }
 
-    /// Ends whatever carries one of these workspaces in its name.
+    /// Removes what is found of the machines of these workspaces.
     pub(super) async fn kill_strays(&self, ids: &[WorkspaceId]) -> Result<(), EngineError> {
-        let processes = self.named_processes().await?;
+        let traces = self.traces().await?;
         for id in ids {
-            self.kill_all(processes.get(id)).await;
+            self.clear_traces(traces.get(id)).await;
         }
         Ok(())
     }
 
-    async fn kill_all(&self, processes: Option<&Vec<(StartedBy, ProcessRef)>>) {
-        for (started_by, process) in processes.into_iter().flatten() {
-            let killed = match started_by {
-                StartedBy::Hypervisor => {
-                    self.backends.hypervisor.kill_process(process).await.map_err(EngineError::from)
-                }
-                StartedBy::Network => {
-                    self.backends.network.kill_process(process).await.map_err(EngineError::from)
-                }
-            };
-            if let Err(error) = killed {
-                tracing::warn!(pid = process.pid, error = %error.report(), "could not end a stray process");
+    /// Removes what was found of a machine. What cannot be removed is left to the next opener.
+    async fn clear_traces(&self, traces: Option<&Traces>) {
+        let Some(traces) = traces else { return };
+        let Backends { hypervisor, network, channel, .. } = &self.backends;
+        let told = |what: &str, done: Result<(), EngineError>| {
+            if let Err(error) = done {
+                tracing::warn!(error = %error.report(), "could not remove a stray {what}");
             }
+        };
+        for process in &traces.machines {
+            told("machine", hypervisor.kill_process(process).await.map_err(Into::into));
+        }
+        for process in &traces.networks {
+            told("network process", network.kill_process(process).await.map_err(Into::into));
+        }
+        for card in &traces.cards {
+            told("network card", network.detach(card).await.map_err(Into::into));
+        }
+        // Last: what a machine is reached by is another's only when it is gone.
+        for record in &traces.channels {
+            told("channel", channel.release(record).await.map_err(Into::into));
         }
     }
 
-    async fn named_processes(
-        &self,
-    ) -> Result<BTreeMap<WorkspaceId, Vec<(StartedBy, ProcessRef)>>, EngineError> {
-        let mut processes: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for (id, process) in self.backends.hypervisor.processes().await? {
-            processes.entry(id).or_default().push((StartedBy::Hypervisor, process));
+    async fn traces(&self) -> Result<TracesById, EngineError> {
+        let Backends { hypervisor, network, channel, .. } = &self.backends;
+        let mut traces = TracesById::new();
+        for (id, process) in hypervisor.processes().await? {
+            traces.entry(id).or_default().machines.push(process);
         }
-        for (id, process) in self.backends.network.processes().await? {
-            processes.entry(id).or_default().push((StartedBy::Network, process));
+        for (id, process) in network.processes().await? {
+            traces.entry(id).or_default().networks.push(process);
         }
-        Ok(processes)
+        for card in network.leftovers().await? {
+            traces.entry(card.id).or_default().cards.push(card);
+        }
+        for record in channel.leftovers().await? {
+            traces.entry(record.id).or_default().channels.push(record);
+        }
+        Ok(traces)
     }
 
     pub(super) fn try_lock(&self, id: Uuid) -> Result<Option<WorkspaceLock>, EngineError> {

@@ -108,6 +108,10 @@ impl GuestChannel for UnixChannel {
         panic!("tests do not prepare this channel")
     }
 
+    async fn leftovers(&self) -> Result<Vec<ChannelRecord>, ChannelError> {
+        Ok(Vec::new())
+    }
+
     async fn connect(
         &self,
         channel: &ChannelRecord,

@@ -128,4 +128,9 @@ impl GuestChannel for SerialChannel {
             None => Ok(()),
         }
     }
+
+    async fn leftovers(&self) -> Result<Vec<ChannelRecord>, ChannelError> {
+        // All that a channel consists of is in its run folder.
+        Ok(Vec::new())
+    }
 }

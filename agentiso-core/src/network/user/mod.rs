@@ -384,6 +384,11 @@ impl Network for UserNetwork {
         }
     }
 
+    async fn leftovers(&self) -> Result<Vec<NetworkRecord>, NetworkError> {
+        // All that an attachment consists of is its process.
+        Ok(Vec::new())
+    }
+
     async fn processes(&self) -> Result<Vec<(WorkspaceId, ProcessRef)>, NetworkError> {
         let state_id = self.config.state_id.clone();
         let found = tokio::task::spawn_blocking(move || crate::process::named(&state_id));

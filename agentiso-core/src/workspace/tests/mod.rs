@@ -85,6 +85,9 @@ impl Scene {
         let backends = self.backends();
         found.extend(backends.hypervisor.processes().await.unwrap().iter().map(|p| format!("machine {p:?}")));
         found.extend(backends.network.processes().await.unwrap().iter().map(|p| format!("network {p:?}")));
+        found.extend(backends.network.leftovers().await.unwrap().iter().map(|card| format!("card {card:?}")));
+        found
+            .extend(backends.channel.leftovers().await.unwrap().iter().map(|one| format!("channel {one:?}")));
         let layout = self.config().layout();
         for folder in [layout.run(), layout.locks()] {
             let names =

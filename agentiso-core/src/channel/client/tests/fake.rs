@@ -50,6 +50,10 @@ impl GuestChannel for ScriptedChannel {
         panic!("tests do not prepare a scripted channel")
     }
 
+    async fn leftovers(&self) -> Result<Vec<ChannelRecord>, ChannelError> {
+        Ok(Vec::new())
+    }
+
     async fn connect(
         &self,
         channel: &ChannelRecord,
