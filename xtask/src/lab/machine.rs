@@ -17,6 +17,9 @@ use crate::run::{self, Done, Failure};
 /// MiB of memory: four machines of the usual size, ZFS's cache, and the tests.
 const MEMORY_MIB: u32 = 6144;
 
+/// One that can run guests, without what the emulator does not have and would warn of.
+const CPU: &str = "EPYC,+svm,+npt,-fxsr-opt,-misalignsse,-osvw,-topoext,-nrip-save,-xsavec";
+
 /// What the lab may take to end by itself when its tests have.
 const POWER_OFF: Duration = Duration::from_secs(60);
 
@@ -91,7 +94,7 @@ impl Machine<'_> {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-nodefaults", "-no-user-config"]);
         // KVM within needs an emulated CPU that has it; two CPUs, as many as this project's machines have.
-        command.args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt", "-smp", "2"]);
+        command.args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "2"]);
         command.args(["-m", &MEMORY_MIB.to_string(), "-display", "none", "-no-reboot"]);
         command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(self.disks.initrd());
         command.args(["-append", &format!("console=ttyS0 quiet panic=-1 reboot=t lab.do={what}")]);
