@@ -7,34 +7,11 @@ use std::{
 };
 
 use super::recipe::{self, BOOT_MODULES, Kernel};
-use crate::run::{self, Done};
+use crate::run::{self, Done, Failure};
 
 const ROOT: &str = "root.ext4";
 const BUSYBOX: &str = "busybox";
 const MODULES: &str = "modules";
-
-/// Turns mmdebstrap's tar stream and the kernel's modules into a disk, without mounting anything. In the folder of the
-/// build; `$1` is the kernel's release, `$2` the tar file of its modules, the others are modules for booting.
-const ASSEMBLE: &str = r#"
-release=$1 modules=$2
-shift 2
-mkdir root
-tar -C root --numeric-owner -xf root.tar
-rm root.tar
-tar -C root/usr/lib/modules -xf "$modules"
-test -e "root/usr/lib/modules/$release/updates/dkms/zfs.ko" || {
-    echo "the ZFS module was not built for $release" >&2
-    exit 1
-}
-depmod -b root "$release"
-cp root/bin/busybox busybox
-mkdir modules
-for module in "$@"; do
-    cp "$(find "root/usr/lib/modules/$release/kernel" -name "$module.ko")" modules/
-done
-mke2fs -q -t ext4 -O ^has_journal -m 0 -d root root.ext4 4G
-rm -rf root
-"#;
 
 /// An image that is whole.
 pub(crate) struct Image {
@@ -83,11 +60,11 @@ impl Image {
         bootstrap.args(recipe::bootstrap_arguments(kernel, &sources)).env_remove("TMPDIR").envs(apt_proxy());
         let log = work.join("image.log");
         println!("lab: installing packages, building ZFS; the log is {}", log.display());
-        run::run_logged_to(&mut bootstrap, &log, tar)?;
+        run::run_logged_to(&mut bootstrap, &log, tar).map_err(|failure| explained(failure, &log, kernel))?;
         println!("lab: making its disk");
         let mut assemble = if is_root()? { Command::new("sh") } else { fakeroot() };
         assemble
-            .args(["-euc", ASSEMBLE, "sh", &kernel.release])
+            .args(["-euc", recipe::ASSEMBLE, "sh", &kernel.release])
             .arg(lib.join("modules.tar"))
             .args(BOOT_MODULES)
             .env("PATH", super::path_with_system_folders())
@@ -109,6 +86,19 @@ impl Image {
     pub(crate) fn module(&self, name: &str) -> PathBuf {
         self.folder.join(MODULES).join(format!("{name}.ko"))
     }
+}
+
+/// Mirrors keep what belongs to the newest kernel only.
+fn explained(failure: Failure, log: &Path, kernel: &Kernel) -> Failure {
+    let headers = format!("package linux-headers-{}", kernel.release);
+    if !fs::read_to_string(log).is_ok_and(|text| text.contains(&headers)) {
+        return failure;
+    }
+    Failure::new(format!(
+        "{failure}\nDebian's mirror no longer has the headers of Linux {}: remove target/xtask/seed, so that the next run \
+         takes the newest kernel",
+        kernel.release
+    ))
 }
 
 pub(super) fn remove(folder: &Path) -> Done {

@@ -16,7 +16,7 @@ const BACKPORTS: &str = "bookworm-backports";
 const SUITES: [&str; 4] = [SUITE, "bookworm-updates", "bookworm-security", BACKPORTS];
 
 /// What is in the lab beyond Debian's essential packages. None that is only recommended.
-const PACKAGES: [&str; 16] = [
+const PACKAGES: [&str; 20] = [
     // What boots it.
     "busybox-static",
     "kmod",
@@ -27,19 +27,28 @@ const PACKAGES: [&str; 16] = [
     "libmnl0",
     "libnftnl11",
     "libzfs4linux",
+    "zfs-dkms",
     // What tests make pools with, and look at results with.
     "curl",
     "nftables",
     "procps",
-    "python3-minimal",
+    "python3",
     "socat",
     "util-linux",
-    "zfs-dkms",
     "zfsutils-linux",
+    // For people in its shell.
+    "iputils-ping",
+    "less",
+    "strace",
+    "tcpdump",
 ];
 
 /// Taken from backports.
 const FROM_BACKPORTS: [&str; 2] = ["qemu-system-x86", "qemu-utils"];
+
+/// How mmdebstrap works. The lab's kernel makes its own /dev.
+const OPTIONS: [&str; 5] =
+    ["--mode=auto", "--variant=minbase", "--architectures=amd64", "--format=tar", "--skip=output/dev"];
 
 /// What dpkg leaves out.
 const LEFT_OUT: [&str; 5] = [
@@ -60,8 +69,28 @@ const REMOVE_TOOLS: &str = r#"rm -rf "$1"/usr/lib/gcc "$1"/usr/src "$1"/var/lib/
 pub(crate) const BOOT_MODULES: [&str; 6] =
     ["virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk"];
 
-/// Changed by hand when the way in which images are made changes.
-const GENERATION: u32 = 1;
+/// Turns mmdebstrap's tar stream and the kernel's modules into a disk, without mounting anything. A script in the
+/// folder of the build: `$1` is the kernel's release, `$2` the tar file of its modules, the others are modules for booting.
+pub(crate) const ASSEMBLE: &str = r#"
+release=$1 modules=$2
+shift 2
+mkdir root
+tar -C root --numeric-owner -xf root.tar
+rm root.tar
+tar -C root/usr/lib/modules -xf "$modules"
+test -e "root/usr/lib/modules/$release/updates/dkms/zfs.ko" || {
+    echo "the ZFS module was not built for $release" >&2
+    exit 1
+}
+depmod -b root "$release"
+cp root/bin/busybox busybox
+mkdir modules
+for module in "$@"; do
+    cp "$(find "root/usr/lib/modules/$release/kernel" -name "$module.ko")" modules/
+done
+mke2fs -q -t ext4 -O ^has_journal -m 0 -d root root.ext4 4G
+rm -rf root
+"#;
 
 /// The kernel that agentiso gives its machines, which the lab boots too.
 pub(crate) struct Kernel {
@@ -97,10 +126,12 @@ impl Kernel {
 pub(crate) fn key(kernel: &Kernel) -> String {
     let list = |words: &[&str]| words.join(" ");
     let parts = [
-        GENERATION.to_string(),
+        ASSEMBLE.to_owned(),
         SUITE.to_owned(),
         list(&PACKAGES),
+        BACKPORTS.to_owned(),
         list(&FROM_BACKPORTS),
+        list(&OPTIONS),
         list(&LEFT_OUT),
         list(&BOOT_MODULES),
         INSTALL_QEMU.to_owned(),
@@ -119,10 +150,7 @@ fn fnv(bytes: impl Iterator<Item = u8>) -> u64 {
 /// mmdebstrap's arguments; it writes the root as a tar stream to its standard output.
 pub(crate) fn bootstrap_arguments(kernel: &Kernel, sources: &[String]) -> Vec<String> {
     let release = &kernel.release;
-    let mut arguments: Vec<String> =
-        ["--mode=auto", "--variant=minbase", "--architectures=amd64", "--format=tar", "--skip=output/dev"]
-            .map(str::to_owned)
-            .into();
+    let mut arguments: Vec<String> = OPTIONS.map(str::to_owned).into();
     arguments.push(format!("--include={},linux-headers-{release}", PACKAGES.join(",")));
     arguments.extend(LEFT_OUT.iter().map(|path| format!("--dpkgopt=path-exclude={path}")));
     let qemu = FROM_BACKPORTS.join(" ");
