@@ -24,7 +24,13 @@ impl Binaries {
     /// Builds them.
     pub(crate) fn build() -> Done<Self> {
         let mut command = run::cargo();
-        command.args(["test", "--no-run", "--workspace", "--all-features", "--message-format=json"]);
+        command.args([
+            "test",
+            "--no-run",
+            "--workspace",
+            "--all-features",
+            "--message-format=json-render-diagnostics",
+        ]);
         for prefix in prefixes_in_use()? {
             command.args(["--test", &format!("{prefix}*")]);
         }
@@ -33,9 +39,6 @@ impl Binaries {
         let output = output.map_err(|error| Failure::new(format!("could not run cargo: {error}")))?;
         let messages = String::from_utf8_lossy(&output.stdout);
         if !output.status.success() {
-            for line in messages.lines().filter(|line| line.contains("\"level\":\"error\"")) {
-                println!("{}", rendered(line));
-            }
             return Err(Failure::new("the test programs of the lab could not be built"));
         }
         let mut binaries = Self::default();
@@ -85,12 +88,6 @@ fn prefixes_in_use() -> Done<Vec<&'static str>> {
 
 fn is_test(path: &Path) -> bool {
     path.extension().is_some_and(|ending| ending == "rs") || path.join("main.rs").is_file()
-}
-
-/// The text of a compiler's message, which is long and has escapes.
-fn rendered(line: &str) -> String {
-    let after = line.split_once("\"rendered\":\"").map_or(line, |(_, rest)| rest);
-    after.split("\"}").next().unwrap_or(after).replace("\\n", "\n").replace("\\\"", "\"")
 }
 
 #[cfg(test)]
