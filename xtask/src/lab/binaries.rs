@@ -9,8 +9,11 @@ use std::{
 use crate::build;
 use crate::run::{self, Done, Failure};
 
-/// Test programs whose names begin so.
-const PREFIXES: [&str; 2] = ["lab", "netlink"];
+/// What the names of test programs that need the lab begin with.
+pub(crate) const NEED_THE_LAB: &[&str] = &["lab", "netlink"];
+
+/// What the names of those begin with that boot machines, wherever they are.
+pub(crate) const WITH_MACHINES: &[&str] = &["vm"];
 
 /// What cargo built.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -21,8 +24,8 @@ pub(crate) struct Binaries {
 }
 
 impl Binaries {
-    /// Builds them.
-    pub(crate) fn build() -> Done<Self> {
+    /// Builds those whose names begin with one of the prefixes.
+    pub(crate) fn build(prefixes: &[&'static str]) -> Done<Self> {
         let mut command = run::cargo();
         command.args([
             "test",
@@ -31,7 +34,7 @@ impl Binaries {
             "--all-features",
             "--message-format=json-render-diagnostics",
         ]);
-        for prefix in prefixes_in_use()? {
+        for prefix in prefixes_in_use(prefixes)? {
             command.args(["--test", &format!("{prefix}*")]);
         }
         println!("+ {}", run::shown(&command));
@@ -74,7 +77,7 @@ impl Binaries {
 }
 
 /// Those of the prefixes that a test of the workspace has: cargo refuses a pattern that nothing matches.
-fn prefixes_in_use() -> Done<Vec<&'static str>> {
+fn prefixes_in_use(prefixes: &[&'static str]) -> Done<Vec<&'static str>> {
     let repository = run::repository()?;
     let crates = fs::read_dir(&repository).map_err(run::at("read", &repository))?.flatten();
     let tests: Vec<String> = crates
@@ -83,7 +86,8 @@ fn prefixes_in_use() -> Done<Vec<&'static str>> {
         .filter(|test| is_test(&test.path()))
         .filter_map(|test| test.file_name().into_string().ok())
         .collect();
-    Ok(PREFIXES.into_iter().filter(|prefix| tests.iter().any(|test| test.starts_with(prefix))).collect())
+    let in_use = |prefix: &&str| tests.iter().any(|test| test.starts_with(*prefix));
+    Ok(prefixes.iter().copied().filter(in_use).collect())
 }
 
 fn is_test(path: &Path) -> bool {

@@ -22,7 +22,7 @@ use crate::homes::Seed;
 use crate::run::{self, Done, Failure};
 use crate::setup;
 use crate::stages::{Counts, Outcome};
-use binaries::Binaries;
+use binaries::{Binaries, NEED_THE_LAB, WITH_MACHINES};
 use disks::{Contents, Disks};
 use image::Image;
 use machine::Machine;
@@ -32,7 +32,7 @@ use report::Report;
 pub(crate) use inside::inside;
 
 const HELP: &str = "\
-Usage: cargo xtask lab [--shell] [--keep] [FILTER]
+Usage: cargo xtask lab [--shell] [--keep] [--vm] [FILTER]
 
   Boots a Debian host with ZFS, KVM, vhost-vsock, nftables and cgroup v2 under QEMU's emulator and
   runs the tests in it that need them: those in test programs whose names begin with lab or netlink.
@@ -40,6 +40,8 @@ Usage: cargo xtask lab [--shell] [--keep] [FILTER]
 
   FILTER   only tests whose name (PROGRAM::TEST) contains it
   --shell  a shell in the lab instead of the tests
+  --vm     instead of those tests the ones that boot machines anywhere (vm*), here on KVM; a
+           filter is a good idea
   --keep   leaves the disks of the run where they are, and says where
 ";
 
@@ -54,6 +56,7 @@ const RUN_LIMIT: Duration = Duration::from_secs(40 * 60);
 struct Options {
     shell: bool,
     keep: bool,
+    vm: bool,
     filter: Option<String>,
 }
 
@@ -65,6 +68,7 @@ impl Options {
             match *word {
                 "--shell" => options.shell = true,
                 "--keep" => options.keep = true,
+                "--vm" => options.vm = true,
                 option if option.starts_with('-') => return Err(format!("there is no option {option}")),
                 filter if options.filter.is_none() && !filter.contains('\n') => {
                     options.filter = Some(filter.to_owned());
@@ -125,7 +129,7 @@ fn run_lab(built: &Built, seed: &Seed, target: &Path, options: &Options) -> Done
     let _lock = lock(&work)?;
     let lib = seed.folder().join("lib");
     let image = Image::ensure(&work, &lib)?;
-    let binaries = Binaries::build()?;
+    let binaries = Binaries::build(if options.vm { WITH_MACHINES } else { NEED_THE_LAB })?;
     let folder = RunFolder::create(&work, options.keep)?;
     let plan = Plan {
         limit: TEST_LIMIT,
@@ -147,7 +151,7 @@ fn run_lab(built: &Built, seed: &Seed, target: &Path, options: &Options) -> Done
         return Ok(None);
     }
     println!("lab: booting; its console goes to {}", machine.console.display());
-    let report = machine.run_tests(RUN_LIMIT, Report::new(options.filter.is_some()))?;
+    let report = machine.run_tests(RUN_LIMIT, Report::new(options.filter.is_some() || options.vm))?;
     let junit = work.join("junit.xml");
     fs::write(&junit, report.junit()).map_err(run::at("write", &junit))?;
     println!("lab: results and all output: {}", junit.display());
@@ -207,6 +211,7 @@ mod tests {
             Options::parse(&["--keep", "lab_zfs"]),
             Ok(Options { keep: true, filter: filter("lab_zfs"), ..Options::default() })
         );
+        assert_eq!(Options::parse(&["--vm"]), Ok(Options { vm: true, ..Options::default() }));
         for wrong in [&["--kepp"][..], &["a", "b"], &["--shell", "a"]] {
             assert!(Options::parse(wrong).is_err(), "{wrong:?}");
         }
