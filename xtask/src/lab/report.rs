@@ -90,7 +90,10 @@ impl Report {
         let Counts { passed, failed, skipped } = self.counts();
         if !self.complete {
             let planned = self.planned.map_or("?".to_owned(), |count| count.to_string());
-            problems.push(format!("the lab ended after {} of {planned} tests", self.tests.len()));
+            problems.push(format!(
+                "the lab did not say that it was done; {} of {planned} tests were begun",
+                self.tests.len()
+            ));
         }
         if failed > 0 {
             problems.push(format!("{failed} tests failed"));
@@ -227,7 +230,10 @@ mod tests {
 
     #[test]
     fn run_without_the_last_word_or_with_another_count_has_failed() {
-        assert_eq!(report(&[NATIVE], false).problems(), ["the lab ended after 1 of 1 tests"]);
+        assert_eq!(
+            report(&[NATIVE], false).problems(),
+            ["the lab did not say that it was done; 1 of 1 tests were begun"]
+        );
         let mut wrong = report(&[NATIVE], false);
         wrong.see(Message::Done(2));
         assert_eq!(wrong.problems().len(), 1);
