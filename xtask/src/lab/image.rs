@@ -55,9 +55,8 @@ impl Image {
     fn make(&self, work: &Path, lib: &Path, kernel: &Kernel, building: &Path) -> Done {
         let sources = recipe::sources()?;
         let tar = File::create(building.join("root.tar")).map_err(run::at("write", building))?;
-        // It goes when this program does, and takes its files with it.
-        let mut bootstrap = Command::new("setpriv");
-        bootstrap.args(["--pdeathsig", "TERM", "mmdebstrap"]);
+        // Should this program be killed, it goes on to its end and removes its own files and mounts then.
+        let mut bootstrap = Command::new("mmdebstrap");
         // It may work as another user, who cannot enter a private folder for temporary files.
         bootstrap.args(recipe::bootstrap_arguments(kernel, &sources)).env_remove("TMPDIR").envs(apt_proxy());
         let log = work.join("image.log");
