@@ -51,7 +51,7 @@ fn is_current(agentiso: impl Fn() -> Command) -> Done<bool> {
 }
 
 /// The text after a key, in JSON of our own that has each key once and no escapes in this text.
-fn json_text<'a>(json: &'a str, key: &str) -> Option<&'a str> {
+pub(crate) fn json_text<'a>(json: &'a str, key: &str) -> Option<&'a str> {
     let (_, rest) = json.split_once(&format!("\"{key}\""))?;
     rest.trim_start().strip_prefix(':')?.trim_start().strip_prefix('"')?.split('"').next()
 }

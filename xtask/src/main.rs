@@ -1,4 +1,4 @@
-//! What people and CI run in this repository: `cargo xtask setup|build|demo|test|bench`.
+//! What people and CI run in this repository: `cargo xtask setup|build|demo|test|lab|bench`.
 //!
 //! Without dependencies, because it is built before anything else is.
 
@@ -6,6 +6,7 @@ mod bench;
 mod build;
 mod demo;
 mod homes;
+mod lab;
 mod leftovers;
 mod packages;
 mod readme;
@@ -16,6 +17,8 @@ mod test;
 
 use std::process::ExitCode;
 
+use test::Extent;
+
 const HELP: &str = "\
 Usage: cargo xtask COMMAND
 
@@ -23,10 +26,12 @@ Usage: cargo xtask COMMAND
   build   builds the command line, the MCP server, the companion program and the static
           guest agent, and fills the state folder (target/release/agentiso init)
   demo    setup, build, makes the Debian image if it is missing, runs a command in a machine
-  test    setup, then every check and test, with the time of each stage
+  test    setup, then every check and test, with the time of each stage; --all adds the lab's
   bench   setup, build, and the measurements (docs/performance.md); words that follow pick
           some of them
-  ci      what continuous integration runs: the same as test
+  lab     a Debian host under QEMU's emulator in which ZFS, KVM, vhost-vsock, nftables and cgroup v2
+          work, and the tests that need them (docs/lab.md); --help tells more
+  ci      what continuous integration runs: the same as test, --all too
 ";
 
 fn main() -> ExitCode {
@@ -36,8 +41,16 @@ fn main() -> ExitCode {
         ["setup"] => setup::setup(),
         ["build"] => build::build_all(),
         ["demo"] => demo::demo(),
-        ["test" | "ci"] => test::test(),
+        ["test" | "ci"] => test::test(Extent::Usual),
+        ["test" | "ci", "--all"] => test::test(Extent::All),
         ["bench", ref words @ ..] => bench::bench(words),
+        ["lab", ref words @ ..] => match lab::lab(words) {
+            // The run's own last line says why.
+            Ok(false) => return ExitCode::FAILURE,
+            done => done.map(|_| ()),
+        },
+        // What the lab runs in itself.
+        ["lab-inside", folder] => lab::inside(folder.as_ref()),
         ["help" | "--help" | "-h"] => {
             print!("{HELP}");
             return ExitCode::SUCCESS;

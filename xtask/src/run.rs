@@ -70,8 +70,9 @@ pub(crate) fn shown(command: &Command) -> String {
     words.map(quoted).collect::<Vec<_>>().join(" ")
 }
 
-fn quoted(word: &OsStr) -> String {
-    let word = word.to_string_lossy();
+/// A word as a shell takes it for one.
+pub(crate) fn quoted(word: impl AsRef<OsStr>) -> String {
+    let word = word.as_ref().to_string_lossy();
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
     if !word.is_empty() && word.chars().all(is_plain) {
         word.into_owned()
@@ -150,6 +151,31 @@ pub(crate) fn run_logged(command: &mut Command, log: &Path, mut see: impl FnMut(
     println!("--- the last {} lines of {}", last.len(), log.display());
     for line in last {
         println!("{line}");
+    }
+    println!("---");
+    Err(Failure::new(format!("{name} ended with {status}")))
+}
+
+/// Runs a program whose standard output goes to a file, and what it says to a log. If it fails, the end of the log is
+/// shown.
+pub(crate) fn run_logged_to(command: &mut Command, log: &Path, output: File) -> Done {
+    println!("+ {}", shown(command));
+    let name = shown(command);
+    let failed = |error| Failure::new(format!("could not run {name}: {error}"));
+    let errors = File::create(log).map_err(at("write", log))?;
+    let status = command.stdin(Stdio::null()).stdout(output).stderr(errors).status().map_err(failed)?;
+    // Our copy of the output must not outlive its end.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    if status.success() {
+        return Ok(());
+    }
+    let text = std::fs::read(log).map_err(at("read", log))?;
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    let last = lines.get(lines.len().saturating_sub(SHOWN_LOG_LINES)..).unwrap_or_default();
+    println!("--- the last {} lines of {}", last.len(), log.display());
+    for line in last {
+        println!("{}", without_colors(line));
     }
     println!("---");
     Err(Failure::new(format!("{name} ended with {status}")))

@@ -9,6 +9,7 @@ use std::{
 
 use crate::build::{self, Built};
 use crate::homes::Seed;
+use crate::lab;
 use crate::leftovers;
 use crate::readme;
 use crate::run::{self, Done};
@@ -20,11 +21,21 @@ const VM_TESTS: &str = "vm*";
 
 /// What nextest calls the same.
 const VM_FILTER: &str = "binary(/^vm/)";
-const OTHER_FILTER: &str = "not binary(/^vm/)";
+/// Tests in binaries whose names begin with `lab` are for the lab's host.
+const OTHER_FILTER: &str = "not binary(/^(vm|lab)/)";
 
 const MUSL_TARGET: &str = "x86_64-unknown-linux-musl";
 
-pub(crate) fn test() -> Done {
+/// How much is tested.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// What every host can, in less than half an hour.
+    Usual,
+    /// What takes long, too.
+    All,
+}
+
+pub(crate) fn test(extent: Extent) -> Done {
     let work = run::target_folder()?.join("xtask");
     let _lock = lock(&work)?;
     // As /proc shows it, whatever links lead here.
@@ -42,7 +53,15 @@ pub(crate) fn test() -> Done {
         .run("unit", || tests(&work, "unit", Tests::WithoutMachines, |command| run_folder.show_to(command)));
     stages.run("doctests", || doctests(&work, &run_folder));
     stages.run("musl", musl);
-    machines(&mut stages, &work, &run_folder);
+    let prepared = machines(&mut stages, &work, &run_folder);
+    if extent == Extent::All {
+        match &prepared {
+            Some((built, seed)) => {
+                stages.run("lab", || lab::stage(built, seed));
+            }
+            None => stages.skip("lab", "there is no image"),
+        }
+    }
     stages.run("leftovers", || {
         leftovers::check(&[&run_folder.path, &run_folder.temporary, &work.join("seed")]).into()
     });
@@ -53,8 +72,8 @@ const CLIPPY: [&str; 7] =
     ["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"];
 const DOC: [&str; 4] = ["doc", "--workspace", "--no-deps", "--all-features"];
 
-/// The stages that need built programs and an image.
-fn machines(stages: &mut Stages, work: &Path, run_folder: &RunFolder) {
+/// The stages that need built programs and an image, which are returned for those that come later.
+fn machines(stages: &mut Stages, work: &Path, run_folder: &RunFolder) -> Option<(Built, Seed)> {
     const NEEDED: [&str; 2] = ["vm", "readme"];
     let mut built: Option<Built> = None;
     let mut seed: Option<Seed> = None;
@@ -69,7 +88,7 @@ fn machines(stages: &mut Stages, work: &Path, run_folder: &RunFolder) {
         for name in NEEDED {
             stages.skip(name, "there is no image");
         }
-        return;
+        return None;
     };
     stages.run("vm", || {
         let home = run_folder.path.join("vm");
@@ -95,6 +114,7 @@ fn machines(stages: &mut Stages, work: &Path, run_folder: &RunFolder) {
             }),
         }
     });
+    Some((built, seed))
 }
 
 /// PATH with a folder in front.

@@ -54,6 +54,9 @@ impl Fixture {
         if !has_qemu {
             return Err("qemu-system-x86_64 is not installed".to_owned());
         }
+        if crate::ACCELERATOR == Accelerator::Kvm && std::env::var_os("AGENTISO_LAB").is_none() {
+            return Err("this is not the lab; `cargo xtask lab` runs it".to_owned());
+        }
         let state = tempfile::Builder::new().prefix("agentiso-qemu-").tempdir().unwrap();
         guest::write_kernel(&state.path().join("vmlinux"));
         std::fs::write(state.path().join("initramfs"), [0; 512]).unwrap();
@@ -77,7 +80,7 @@ impl Fixture {
             state_id: self.state_id.clone(),
             program: None,
             shim: self.path().join("agentiso-shim"),
-            accelerator: Some(Accelerator::Tcg),
+            accelerator: Some(crate::ACCELERATOR),
         };
         Qemu::open(config).await.unwrap()
     }
@@ -157,7 +160,7 @@ impl Drop for Fixture {
             state_id: self.state_id.clone(),
             program: None,
             shim: self.path().join("agentiso-shim"),
-            accelerator: Some(Accelerator::Tcg),
+            accelerator: Some(crate::ACCELERATOR),
         };
         let tidying = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -184,6 +187,16 @@ pub(crate) fn set_mode(path: &Path, mode: u32) {
 
 pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
+}
+
+/// The group of an ordinary user who may start such machines.
+pub(crate) fn ordinary_group() -> u32 {
+    use std::os::unix::fs::MetadataExt;
+    const NOGROUP: u32 = 65534;
+    match crate::ACCELERATOR {
+        Accelerator::Kvm => std::fs::metadata("/dev/kvm").unwrap().gid(),
+        _ => NOGROUP,
+    }
 }
 
 /// Another one each time, if machines have user ids of their own here.

@@ -8,7 +8,7 @@ use agentiso_core::{
 };
 
 use crate::{
-    fixture::{Fixture, PATIENCE, is_root, set_mode},
+    fixture::{Fixture, PATIENCE, is_root, ordinary_group, set_mode},
     guest,
 };
 
@@ -187,7 +187,7 @@ fn everything_holds_for_an_ordinary_user() {
         .env("TMPDIR", &temporary)
         .current_dir("/")
         .uid(65534)
-        .gid(65534)
+        .gid(ordinary_group())
         .output()
         .unwrap();
 

@@ -8,6 +8,9 @@ mod guest;
 mod machines;
 mod shorten;
 
+/// What the machines' code runs on. `lab_kvm_machines` runs the same tests on KVM.
+const ACCELERATOR: agentiso_core::hypervisor::Accelerator = agentiso_core::hypervisor::Accelerator::Tcg;
+
 mod contract {
     agentiso_core::hypervisor_contract!(crate::fixture::Fixture::new().await);
 }

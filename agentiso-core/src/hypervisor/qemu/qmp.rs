@@ -69,10 +69,16 @@ impl Qmp {
     /// Takes a connected socket and waits for QEMU's greeting, which comes when QEMU has built the machine.
     pub(super) async fn greet(stream: UnixStream, limit: Duration) -> Result<Self, QmpError> {
         let mut qmp = Self { stream, unread: Vec::new(), next_id: 1, events: VecDeque::new(), usable: true };
-        let line = timeout(limit, qmp.line("greeting"))
-            .await
-            .map_err(|_| QmpError::Timeout { command: "greeting", limit })??;
-        let greeting: Value = parse("greeting", &line)?;
+        let greeting = timeout(limit, async {
+            loop {
+                let value: Value = parse("greeting", &qmp.line("greeting").await?)?;
+                // An event of a moment ago, still meant for whoever was connected before us.
+                if value.get("event").is_none() {
+                    return Ok::<_, QmpError>(value);
+                }
+            }
+        });
+        let greeting = greeting.await.map_err(|_| QmpError::Timeout { command: "greeting", limit })??;
         if greeting.get("QMP").is_none() {
             return Err(QmpError::Malformed { command: "greeting", reason: "no QMP in it".to_owned() });
         }

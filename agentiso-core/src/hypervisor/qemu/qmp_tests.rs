@@ -179,6 +179,19 @@ async fn greeting_of_something_else_is_refused() {
 }
 
 #[tokio::test]
+async fn events_before_the_greeting_are_somebody_else_s() {
+    let (near, mut far) = UnixStream::pair().unwrap();
+    far.write_all(b"{\"event\": \"STOP\"}\n{\"event\": \"JOB_STATUS_CHANGE\", \"data\": {}}\n")
+        .await
+        .unwrap();
+    far.write_all(GREETING.as_bytes()).await.unwrap();
+
+    let qmp = Qmp::greet(near, LATER).await.unwrap();
+
+    assert!(qmp.events.is_empty());
+}
+
+#[tokio::test]
 async fn no_greeting_is_a_timeout() {
     let (near, _far) = UnixStream::pair().unwrap();
 
