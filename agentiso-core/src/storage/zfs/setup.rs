@@ -1,0 +1,122 @@
+//! Finding out whether there is a ZFS to use, and setting up the datasets.
+
+use std::path::Path;
+
+use super::{
+    names::{self, Container, Root, STATE, Tags},
+    pool::{FileSystem, Pool},
+    sys::{LoadError, Zfs},
+};
+use crate::storage::StorageError;
+
+/// The kernel module's door.
+const DEVICE: &str = "/dev/zfs";
+
+fn lacking(what: impl Into<String>, remedy: impl Into<String>) -> StorageError {
+    StorageError::Missing { what: what.into(), remedy: remedy.into() }
+}
+
+/// Reaches the pool that a dataset is in, and no further.
+fn reach(root: &Root, state: &str) -> Result<Pool, StorageError> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(lacking("the right to manage ZFS", "run agentiso as root, or use the qcow2 storage"));
+    }
+    let zfs = Zfs::load().map_err(|error| match error {
+        LoadError::Library { name, reason } => lacking(
+            format!("the library {name} ({reason})"),
+            "install OpenZFS 2.1 or newer: on Debian zfsutils-linux and zfs-dkms, of the component contrib",
+        ),
+        LoadError::Device(number) if !Path::new(DEVICE).exists() => lacking(
+            format!("the kernel's ZFS module (no {DEVICE}, error {number})"),
+            "`modprobe zfs`; if there is no such module, install it, on Debian as zfs-dkms",
+        ),
+        LoadError::Device(number) => StorageError::Io {
+            operation: "open",
+            object: DEVICE.to_owned(),
+            source: std::io::Error::from_raw_os_error(number),
+        },
+    })?;
+    Ok(Pool::new(zfs, root.clone(), state.to_owned()))
+}
+
+fn inspect(pool: &Pool, root: &Root, name: &str) -> Result<Option<FileSystem>, StorageError> {
+    pool.inspect(name).map_err(|error| match error.missing() {
+        true => lacking(
+            format!("the pool {}", root.pool()),
+            format!(
+                "`zpool import {0}` if it is there but not imported, else `zpool create {0} DEVICE`",
+                root.pool()
+            ),
+        ),
+        false => error.during("look at", name),
+    })
+}
+
+fn tags(state: &str) -> Tags {
+    Tags::from([(STATE.to_owned(), state.to_owned())])
+}
+
+/// Whether a file system is there and ours.
+fn is_ours(found: Option<FileSystem>, name: &str, state: &str) -> Result<bool, StorageError> {
+    let Some(found) = found else { return Ok(false) };
+    let tag = names::property(STATE);
+    match found.tags.get(STATE) {
+        Some(owner) if owner == state && found.is_file_system => Ok(true),
+        Some(owner) if owner != state => Err(lacking(
+            format!(
+                "a dataset of this state folder: {name} belongs to the state folder {owner}, this one is {state};"
+            ),
+            format!(
+                "name another dataset, or, if that state folder is gone, `zfs set {tag}={state} {name}` and below"
+            ),
+        )),
+        _ => Err(lacking(
+            format!("a dataset of agentiso: {name} was made by somebody else;"),
+            "name one that does not exist",
+        )),
+    }
+}
+
+fn make(pool: &Pool, name: &str, state: &str) -> Result<(), StorageError> {
+    match pool.create_file_system(name, &tags(state)) {
+        // Another process was quicker.
+        Err(error) if error.exists() => Ok(()),
+        result => result.map_err(|error| error.during("make the dataset", name)),
+    }
+}
+
+/// Opens what [`prepare`] made, and makes what is missing in it.
+pub(super) fn open(root: &Root, state: &str) -> Result<Pool, StorageError> {
+    let pool = reach(root, state)?;
+    if !is_ours(inspect(&pool, root, root.as_str())?, root.as_str(), state)? {
+        return Err(lacking(
+            format!("the dataset {root}", root = root.as_str()),
+            format!("`agentiso init --zfs {}`", root.pool()),
+        ));
+    }
+    containers(&pool, root, state)?;
+    Ok(pool)
+}
+
+/// Makes the dataset, or checks that it is ours.
+pub(super) fn prepare(root: &Root, state: &str) -> Result<(), StorageError> {
+    let pool = reach(root, state)?;
+    if !is_ours(inspect(&pool, root, root.as_str())?, root.as_str(), state)? {
+        let parent = root.as_str().rsplit_once('/').map_or(root.as_str(), |(parent, _)| parent);
+        if inspect(&pool, root, parent)?.is_none_or(|parent| !parent.is_file_system) {
+            return Err(lacking(format!("the dataset {parent}"), format!("`zfs create {parent}`")));
+        }
+        make(&pool, root.as_str(), state)?;
+    }
+    containers(&pool, root, state)
+}
+
+fn containers(pool: &Pool, root: &Root, state: &str) -> Result<(), StorageError> {
+    for container in Container::ALL {
+        let name = root.container(container);
+        if !is_ours(inspect(pool, root, &name)?, &name, state)? {
+            make(pool, &name, state)?;
+        }
+    }
+    Ok(())
+}
