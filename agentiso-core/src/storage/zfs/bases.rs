@@ -3,9 +3,11 @@
 use std::fs::File;
 
 use super::{
-    kernel::Change,
-    names::{self, Container, SEALED},
-    shared::{Shared, exists, layer, missing},
+    kernel::{Change, Detail},
+    names::{Container, SEALED, Subject, Tag, order_after},
+    pool::BLOCK_BYTES,
+    shared::{Shared, exists, layer, missing, show},
+    world::Named,
 };
 use crate::{
     storage::{BaseInfo, DiskChain, StorageError},
@@ -14,13 +16,15 @@ use crate::{
 
 pub(super) fn begin(shared: &Shared, base: BaseId, bytes: u64) -> Result<DiskChain, StorageError> {
     let _lock = shared.lock_shared()?;
-    let world = shared.look(false)?;
+    let world = shared.find(&[*base.as_uuid()], Detail::Space)?;
     if world.base(base).is_some() {
         return Err(exists(format_args!("base {base}")));
     }
     shared.check_free_space(&world, bytes, format_args!("base {base}"))?;
     let name = shared.root.volume(Container::Bases, base);
-    match shared.kernel.create_volume(&name, bytes, &names::base_tags(&shared.state, base)) {
+    let bytes = bytes.next_multiple_of(BLOCK_BYTES);
+    let tag = Tag { subject: Subject::Base(base), bytes, order: order_after(0), made_from: None };
+    match shared.kernel.create_volume(&name, &tag) {
         Ok(()) => {}
         Err(error) if error.exists() => return Err(exists(format_args!("the volume {name}"))),
         Err(error) => return Err(error.during("make the volume", &name)),
@@ -31,33 +35,30 @@ pub(super) fn begin(shared: &Shared, base: BaseId, bytes: u64) -> Result<DiskCha
 
 pub(super) fn seal(shared: &Shared, base: BaseId) -> Result<BaseInfo, StorageError> {
     let _lock = shared.lock_shared()?;
-    let world = shared.look(false)?;
+    let world = shared.find(&[*base.as_uuid()], Detail::Histories)?;
     let (name, volume) = world.base(base).ok_or_else(|| missing(format_args!("base {base}")))?;
-    if let Some(sealed) = world.sealed(base) {
-        return Ok(BaseInfo { bytes: sealed.snapshot.bytes, used_bytes: sealed.snapshot.written });
+    if let Some(Named { name, .. }) = world.sealed(base) {
+        return info(shared, name, volume.tag.bytes);
     }
     let path = shared.kernel.device(name).map_err(|error| error.during("find the device of", name))?;
-    // What the host's page cache still holds of it is not part of a snapshot.
+    // What the host's page cache still holds of it would not be part of the snapshot.
     let flushed = File::options().read(true).write(true).open(&path).and_then(|device| device.sync_all());
-    flushed.map_err(|source| StorageError::Io {
-        operation: "flush",
-        object: path.display().to_string(),
-        source,
-    })?;
+    flushed.map_err(|source| StorageError::Io { operation: "flush", object: show(&path), source })?;
     let sealed = format!("{name}@{SEALED}");
-    shared
-        .kernel
-        .snapshot(&sealed, &names::base_tags(&shared.state, base))
-        .map_err(|error| error.during("take the snapshot", &sealed))?;
-    let bytes = volume.bytes;
-    let world = shared.look(false)?;
-    let sealed = world.sealed(base).ok_or_else(|| missing(format_args!("the snapshot {sealed}")))?;
-    Ok(BaseInfo { bytes, used_bytes: sealed.snapshot.written })
+    let tag = Tag { order: order_after(volume.tag.order), ..volume.tag.clone() };
+    let taken = shared.kernel.snapshot(&sealed, &tag);
+    taken.map_err(|error| error.during("take the snapshot", &sealed))?;
+    info(shared, &sealed, volume.tag.bytes)
+}
+
+fn info(shared: &Shared, sealed: &str, bytes: u64) -> Result<BaseInfo, StorageError> {
+    let written = shared.kernel.written(&[sealed]).map_err(|error| error.during("measure", sealed))?;
+    Ok(BaseInfo { bytes, used_bytes: written.get(sealed).copied().unwrap_or(0) })
 }
 
 pub(super) fn delete(shared: &Shared, base: BaseId) -> Result<(), StorageError> {
     let _lock = shared.lock_alone()?;
-    let mut world = shared.look(false)?;
+    let mut world = shared.all()?;
     if world.base(base).is_none() {
         return Ok(());
     }
@@ -67,8 +68,7 @@ pub(super) fn delete(shared: &Shared, base: BaseId) -> Result<(), StorageError> 
     }
     if world.sealed(base).is_some_and(|sealed| !sealed.snapshot.clones.is_empty()) {
         // Of disks that were destroyed: what an interrupted process left of them.
-        shared.sweep(world)?;
-        world = shared.look(false)?;
+        world = shared.sweep(world)?.0;
     }
     let sealed = world.sealed(base).map(|sealed| sealed.name);
     let volume = world.base(base).map(|(name, _)| name);

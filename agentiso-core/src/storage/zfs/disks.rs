@@ -1,8 +1,9 @@
 //! Disks: made, found, put back, destroyed.
 
 use super::{
-    kernel::Change,
-    names::{self, Container, REMOVED},
+    kernel::{Change, Detail, Volume},
+    names::{Container, REMOVED, Subject, Tag, order_after},
+    pool::BLOCK_BYTES,
     shared::{Shared, exists, layer, missing},
 };
 use crate::{
@@ -18,7 +19,11 @@ pub(super) fn create(
 ) -> Result<(), StorageError> {
     // Whoever removes or promotes has the lock alone: the origin stays where it is found.
     let _lock = shared.lock_shared()?;
-    let world = shared.look(false)?;
+    let of = match origin {
+        DiskOrigin::Base(base) => *base.as_uuid(),
+        DiskOrigin::Snapshot { disk, .. } => *disk.as_uuid(),
+    };
+    let world = shared.find(&[*disk.as_uuid(), of], Detail::Space)?;
     if world.disk(disk).is_some() {
         return Err(exists(format_args!("disk {disk}")));
     }
@@ -36,38 +41,40 @@ pub(super) fn create(
             (Container::Forks, found, Some(snapshot))
         }
     };
-    let needed = found.snapshot.bytes;
+    let needed = found.tag.bytes;
     if bytes < needed {
         return Err(StorageError::TooSmall { given: bytes, needed });
     }
     shared.check_free_space(&world, bytes, format_args!("disk {disk}"))?;
-    let tags = names::disk_tags(&shared.state, disk, made_from);
+    let bytes = bytes.next_multiple_of(BLOCK_BYTES);
+    let order = order_after(world.last_order(disk));
+    let tag = Tag { subject: Subject::Disk(disk), bytes, order, made_from };
     let name = shared.root.volume(container, disk);
-    match shared.kernel.clone_snapshot(&name, found.name, bytes, &tags) {
+    match shared.kernel.clone_snapshot(&name, found.name, &tag) {
         // What was destroyed under that id is still there for others.
-        Err(error) if error.exists() => clone_anywhere(shared, container, found.name, bytes, &tags),
+        Err(error) if error.exists() => clone_beside(shared, container, disk, found.name, &tag),
         result => result.map_err(|error| error.during("make the volume", &name)),
     }
 }
 
-/// Makes a clone under a name of its own.
-fn clone_anywhere(
+/// Makes a clone whose name is more than the disk's id.
+fn clone_beside(
     shared: &Shared,
     container: Container,
+    disk: DiskId,
     origin: &str,
-    bytes: u64,
-    tags: &names::Tags,
+    tag: &Tag,
 ) -> Result<(), StorageError> {
-    let name = shared.root.volume(container, uuid::Uuid::new_v4());
-    let made = shared.kernel.clone_snapshot(&name, origin, bytes, tags);
+    let name = shared.root.another_volume(container, disk);
+    let made = shared.kernel.clone_snapshot(&name, origin, tag);
     made.map_err(|error| error.during("make the volume", &name))
 }
 
 pub(super) fn open(shared: &Shared, disk: DiskId) -> Result<DiskChain, StorageError> {
-    let world = shared.look(false)?;
+    let world = shared.find_disk(disk, Detail::Volumes)?;
     let (name, volume) = world.disk(disk).ok_or_else(|| missing(format_args!("disk {disk}")))?;
     let path = shared.kernel.device(name).map_err(|error| error.during("find the device of", name))?;
-    Ok(DiskChain { layers: vec![layer(disk.as_uuid(), path, volume.bytes)] })
+    Ok(DiskChain { layers: vec![layer(disk.as_uuid(), path, volume.tag.bytes)] })
 }
 
 /// A rollback is a clone of the snapshot that takes the disk's place: the newest volume with a disk's tag is the disk.
@@ -79,16 +86,15 @@ pub(super) fn rollback(
     snapshot: SnapshotId,
 ) -> Result<Vec<SnapshotId>, StorageError> {
     let _lock = shared.lock_alone()?;
-    let world = shared.look(false)?;
+    let world = shared.find_disk(disk, Detail::Histories)?;
     let (_, volume) = world.disk(disk).ok_or_else(|| missing(format_args!("disk {disk}")))?;
     let snapshots = world.snapshots(disk);
     let at = snapshots.iter().position(|(id, _)| *id == snapshot);
     let at = at.ok_or_else(|| missing(format_args!("snapshot {snapshot}")))?;
     let removed = snapshots[at + 1..].iter().map(|(id, _)| *id).collect();
-    let made_from = volume.made_from();
-    let container = if made_from.is_some() { Container::Forks } else { Container::Workspaces };
-    let tags = names::disk_tags(&shared.state, disk, made_from);
-    clone_anywhere(shared, container, snapshots[at].1.name, volume.bytes, &tags)?;
+    let container = if volume.tag.made_from.is_some() { Container::Forks } else { Container::Workspaces };
+    let tag = Tag { order: order_after(world.last_order(disk)), ..volume.tag.clone() };
+    clone_beside(shared, container, disk, snapshots[at].1.name, &tag)?;
     shared.begun().remove(&disk);
     shared.sweep_after(disk);
     Ok(removed)
@@ -96,21 +102,25 @@ pub(super) fn rollback(
 
 pub(super) fn destroy(shared: &Shared, disk: DiskId) -> Result<(), StorageError> {
     let _lock = shared.lock_alone()?;
-    let world = shared.look(false)?;
+    let world = shared.find_disk(disk, Detail::Histories)?;
     let volumes = world.volumes_of(disk);
     shared.begun().remove(&disk);
-    if let [(name, volume)] = volumes.as_slice()
-        && volume.snapshots.is_empty()
-        && shared.kernel.change(name, Change::Destroy).is_ok()
-    {
-        return Ok(());
-    }
     // The newest last: with it the disk is gone, and without it an older one would take its place.
-    for (name, _) in volumes.iter().filter(|(_, volume)| !volume.is_removed()) {
+    for (name, volume) in volumes.iter().filter(|(_, volume)| !volume.removed) {
+        if let ([_], true) = (volumes.as_slice(), volume.snapshots.is_empty())
+            && shared.kernel.change(name, Change::Destroy).is_ok()
+        {
+            return Ok(());
+        }
         match shared.kernel.change(name, Change::Set(REMOVED, "yes")) {
             Err(error) if !error.missing() => return Err(error.during("mark as removed", name)),
             _ => {}
         }
+    }
+    if let [(name, volume)] = volumes.as_slice()
+        && destroy_whole(shared, disk, name, volume)
+    {
+        return Ok(());
     }
     if !volumes.is_empty() {
         shared.sweep_after(disk);
@@ -118,6 +128,15 @@ pub(super) fn destroy(shared: &Shared, disk: DiskId) -> Result<(), StorageError>
     Ok(())
 }
 
+/// Removes a volume with its snapshots, if they are the disk's and nobody stands on them: true if it is gone.
+fn destroy_whole(shared: &Shared, disk: DiskId, name: &str, volume: &Volume) -> bool {
+    let mut snapshots = volume.snapshots.values();
+    snapshots.all(|snapshot| snapshot.disk() == Some(disk) && snapshot.clones.is_empty())
+        && volume.snapshots.keys().all(|snapshot| shared.kernel.change(snapshot, Change::Destroy).is_ok())
+        && shared.kernel.change(name, Change::Destroy).is_ok()
+}
+
 pub(super) fn check_exists(shared: &Shared, disk: DiskId) -> Result<(), StorageError> {
-    shared.look(false)?.disk(disk).map(drop).ok_or_else(|| missing(format_args!("disk {disk}")))
+    let world = shared.find_disk(disk, Detail::Volumes)?;
+    world.disk(disk).map(drop).ok_or_else(|| missing(format_args!("disk {disk}")))
 }

@@ -3,28 +3,35 @@
 use std::{collections::BTreeMap, io, path::PathBuf};
 
 use super::{
-    names::{self, Tags},
+    names::Tag,
     sys::{Map, Value},
 };
 use crate::{
     storage::StorageError,
     types::{BaseId, DiskId, SnapshotId},
 };
+use uuid::Uuid;
 
 /// One request or a look, each whole or not at all. Names of datasets are full ones.
 pub(super) trait Kernel: Send + Sync + std::fmt::Debug {
-    /// All volumes in the containers. `settled` ones show the space of everything written so far, which makes the pool
-    /// write it out; else what was written in the last seconds may not be counted yet.
-    fn volumes(&self, settled: bool) -> Result<Volumes, KernelError>;
+    /// The volumes with one of these ids in their name, and what they stand on.
+    fn find(&self, ids: &[Uuid], detail: Detail) -> Result<Volumes, KernelError>;
+
+    /// All volumes with their snapshots.
+    fn all(&self) -> Result<Volumes, KernelError>;
+
+    /// Space of what was written to each dataset since the snapshot before it, everything included that was written
+    /// until now: the pool writes it out first. What is not there any more is left out.
+    fn written(&self, names: &[&str]) -> Result<BTreeMap<String, u64>, KernelError>;
 
     /// Makes an empty volume without a reservation.
-    fn create_volume(&self, name: &str, bytes: u64, tags: &Tags) -> Result<(), KernelError>;
+    fn create_volume(&self, name: &str, tag: &Tag) -> Result<(), KernelError>;
 
     /// Makes a volume that begins as a snapshot, and is at least as large.
-    fn clone_snapshot(&self, name: &str, origin: &str, bytes: u64, tags: &Tags) -> Result<(), KernelError>;
+    fn clone_snapshot(&self, name: &str, origin: &str, tag: &Tag) -> Result<(), KernelError>;
 
     /// Takes a snapshot of a volume: of what its users' finished writes have reached.
-    fn snapshot(&self, name: &str, tags: &Tags) -> Result<(), KernelError>;
+    fn snapshot(&self, name: &str, tag: &Tag) -> Result<(), KernelError>;
 
     /// Changes a volume or snapshot of ours; refuses to touch any other.
     fn change(&self, name: &str, change: Change<'_>) -> Result<(), KernelError>;
@@ -33,12 +40,23 @@ pub(super) trait Kernel: Send + Sync + std::fmt::Debug {
     fn device(&self, volume: &str) -> Result<PathBuf, KernelError>;
 }
 
+/// How much to look at: each is slower than the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Detail {
+    /// The volumes themselves.
+    Volumes,
+    /// With their snapshots, and the volumes that they were cloned from, down to a base.
+    Histories,
+    /// And the space that is left.
+    Space,
+}
+
 /// A change to one dataset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change<'a> {
-    /// Sets a tag.
+    /// Sets a user property.
     Set(&'a str, &'a str),
-    /// Removes a tag. Not there: no effect.
+    /// Removes a user property. Not there: no effect.
     Clear(&'a str),
     /// Makes a clone the owner of the snapshot that it was made from, and of all older ones.
     Promote,
@@ -92,11 +110,11 @@ impl KernelError {
                 ),
             },
             Some(libc::EAGAIN) => missing(
-                format!("the pool {pool}, which has stopped all work after errors of its disks,"),
+                format!("a pool {pool} that works (it has stopped after errors of its disks)"),
                 format!("see `zpool status {pool}`, then `zpool clear {pool}`"),
             ),
             Some(libc::EROFS) => missing(
-                format!("write access to the pool {pool}, which is imported read-only,"),
+                format!("write access to the pool {pool} (it is imported read-only)"),
                 format!("`zpool export {pool}`, then `zpool import {pool}`"),
             ),
             Some(libc::EPERM | libc::EACCES) => {
@@ -113,27 +131,25 @@ impl KernelError {
     }
 }
 
-/// What there is in the containers.
+/// What there is in the containers, of ours.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Volumes {
     /// By name.
     pub(super) volumes: BTreeMap<String, Volume>,
-    /// What can still be written, in bytes.
+    /// What can still be written, in bytes; 0 if nobody asked.
     pub(super) available: u64,
 }
 
 /// A volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Volume {
-    pub(super) tags: Tags,
-    /// The snapshot it was cloned from.
+    pub(super) tag: Tag,
+    /// Only there while others stand on its snapshots.
+    pub(super) removed: bool,
+    /// The snapshot that was begun, or has been taken since.
+    pub(super) pending: Option<SnapshotId>,
+    /// The snapshot it was cloned from, where that was looked at.
     pub(super) origin: Option<String>,
-    /// Size of the disk it shows.
-    pub(super) bytes: u64,
-    /// The pool's count of transactions when it was made.
-    pub(super) created: u64,
-    /// Space of what was written since its newest snapshot, or its origin.
-    pub(super) written: u64,
     /// By full name.
     pub(super) snapshots: BTreeMap<String, Snapshot>,
 }
@@ -141,53 +157,21 @@ pub(super) struct Volume {
 /// A snapshot of a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Snapshot {
-    pub(super) tags: Tags,
+    /// None if somebody else took it.
+    pub(super) tag: Option<Tag>,
+    /// Only there while others stand on it.
+    pub(super) removed: bool,
     /// Names of the volumes that are clones of it.
     pub(super) clones: Vec<String>,
-    pub(super) bytes: u64,
-    pub(super) created: u64,
-    /// Space of what was written between the next older snapshot, or the origin, and this.
-    pub(super) written: u64,
-}
-
-/// An id in a tag; `None` if there is no such tag, or it is no id.
-fn id<T: std::str::FromStr>(tags: &Tags, tag: &str) -> Option<T> {
-    tags.get(tag)?.parse().ok()
-}
-
-impl Volume {
-    pub(super) fn base(&self) -> Option<BaseId> {
-        id(&self.tags, names::BASE)
-    }
-
-    pub(super) fn disk(&self) -> Option<DiskId> {
-        id(&self.tags, names::DISK)
-    }
-
-    pub(super) fn made_from(&self) -> Option<SnapshotId> {
-        id(&self.tags, names::MADE_FROM)
-    }
-
-    pub(super) fn pending(&self) -> Option<SnapshotId> {
-        id(&self.tags, names::PENDING)
-    }
-
-    pub(super) fn is_removed(&self) -> bool {
-        self.tags.contains_key(names::REMOVED)
-    }
 }
 
 impl Snapshot {
     pub(super) fn base(&self) -> Option<BaseId> {
-        id(&self.tags, names::BASE)
+        self.tag.as_ref()?.base()
     }
 
     pub(super) fn disk(&self) -> Option<DiskId> {
-        id(&self.tags, names::DISK)
-    }
-
-    pub(super) fn is_removed(&self) -> bool {
-        self.tags.contains_key(names::REMOVED)
+        self.tag.as_ref()?.disk()
     }
 }
 
@@ -234,87 +218,102 @@ impl<'a> Answer<'a> {
         }
     }
 
-    pub(super) fn tags(&self) -> Result<Tags, KernelError> {
-        let tags = self.list("tags")?.iter();
-        let text = |(tag, value): (&String, &Value)| match value {
-            Value::Text(value) => Some((tag.clone(), value.clone())),
-            _ => None,
-        };
-        Ok(tags.filter_map(text).collect())
+    fn has(&self, name: &str) -> bool {
+        self.map.contains_key(name)
     }
 
-    pub(super) fn volume(&self) -> Result<Volume, KernelError> {
+    fn tag(&self, state: &str) -> Option<Tag> {
+        Tag::read(self.text("is")?, state)
+    }
+
+    /// The volumes in a list, those that are ours.
+    pub(super) fn volumes(&self, state: &str) -> Result<BTreeMap<String, Volume>, KernelError> {
+        let mut volumes = BTreeMap::new();
+        for (name, value) in self.list("volumes")? {
+            let Value::List(map) = value else { return Err(self.lacks(name)) };
+            if let Some(volume) = Answer::new(map, name).volume(state)? {
+                volumes.insert(name.clone(), volume);
+            }
+        }
+        Ok(volumes)
+    }
+
+    /// A volume; `None` if it is not ours.
+    fn volume(&self, state: &str) -> Result<Option<Volume>, KernelError> {
+        let Some(tag) = self.tag(state) else { return Ok(None) };
         let mut snapshots = BTreeMap::new();
         for (name, value) in self.list("snapshots")? {
             let Value::List(map) = value else { return Err(self.lacks(name)) };
-            snapshots.insert(name.clone(), Answer::new(map, name).snapshot()?);
+            let answer = Answer::new(map, name);
+            let clones = answer.list("clones")?.keys().cloned().collect();
+            let snapshot = Snapshot { tag: answer.tag(state), removed: answer.has("removed"), clones };
+            snapshots.insert(name.clone(), snapshot);
         }
-        Ok(Volume {
-            tags: self.tags()?,
-            origin: self.text("origin").filter(|origin| !origin.is_empty()).map(str::to_owned),
-            bytes: self.number("bytes")?,
-            created: self.number("created")?,
-            written: self.number("written")?,
+        Ok(Some(Volume {
+            tag,
+            removed: self.has("removed"),
+            pending: self.text("pending").and_then(|id| id.parse().ok()),
+            origin: self.text("origin").map(str::to_owned),
             snapshots,
-        })
-    }
-
-    fn snapshot(&self) -> Result<Snapshot, KernelError> {
-        Ok(Snapshot {
-            tags: self.tags()?,
-            clones: self.list("clones")?.keys().cloned().collect(),
-            bytes: self.number("bytes")?,
-            created: self.number("created")?,
-            written: self.number("written")?,
-        })
+        }))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::zfs::names::Subject;
 
     fn map<const N: usize>(pairs: [(&str, Value); N]) -> Map {
         pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
-    fn snapshot() -> Map {
-        map([
-            ("tags", Value::List(map([("disk", Value::Text("no id".to_owned()))]))),
-            ("clones", Value::List(map([("tank/a", Value::Bool(true))]))),
-            ("bytes", Value::Signed(5)),
-            ("created", Value::Number(7)),
-            ("written", Value::Signed(0)),
-        ])
+    fn text(text: impl Into<String>) -> Value {
+        Value::Text(text.into())
+    }
+
+    fn tag() -> Tag {
+        Tag { subject: Subject::Disk(DiskId::random()), bytes: 5, order: 7, made_from: None }
+    }
+
+    fn snapshot(tag: &Tag) -> Map {
+        map([("is", text(tag.write("s"))), ("clones", Value::List(map([("tank/c", Value::Bool(true))])))])
     }
 
     #[test]
     fn volume_is_read_with_its_snapshots() {
-        let disk = DiskId::random();
-        let mut answer = snapshot();
-        answer.insert("tags".to_owned(), Value::List(map([("disk", Value::Text(disk.to_string()))])));
-        answer.insert("origin".to_owned(), Value::Text("tank/b@s".to_owned()));
-        answer.insert("snapshots".to_owned(), Value::List(map([("tank/a@s", Value::List(snapshot()))])));
+        let (tag, pending) = (tag(), SnapshotId::random());
+        let foreign = map([("clones", Value::List(Map::new()))]);
+        let snapshots =
+            map([("tank/a@s", Value::List(snapshot(&tag))), ("tank/a@daily", Value::List(foreign))]);
+        let volume = map([
+            ("is", text(tag.write("s"))),
+            ("pending", text(pending.to_string())),
+            ("origin", text("tank/b@s")),
+            ("snapshots", Value::List(snapshots)),
+        ]);
+        let answer = map([("volumes", Value::List(map([("tank/a", Value::List(volume))])))]);
 
-        let volume = Answer::new(&answer, "tank/a").volume().unwrap();
+        let volumes = Answer::new(&answer, "tank").volumes("s").unwrap();
+        let of_others = Answer::new(&answer, "tank").volumes("another").unwrap();
 
-        assert_eq!((volume.disk(), volume.base(), volume.bytes, volume.created), (Some(disk), None, 5, 7));
+        let volume = &volumes["tank/a"];
+        assert_eq!((&volume.tag, volume.pending, volume.removed), (&tag, Some(pending), false));
         assert_eq!(volume.origin.as_deref(), Some("tank/b@s"));
-        let snapshot = &volume.snapshots["tank/a@s"];
-        assert_eq!((snapshot.clones.as_slice(), snapshot.disk()), (["tank/a".to_owned()].as_slice(), None));
+        assert_eq!(volume.snapshots["tank/a@s"].clones, ["tank/c"]);
+        assert_eq!(volume.snapshots["tank/a@s"].disk(), tag.disk());
+        assert_eq!(volume.snapshots["tank/a@daily"].tag, None);
+        assert_eq!(of_others, BTreeMap::new());
     }
 
     #[test]
     fn answer_that_lacks_something_says_what() {
-        for missing in ["tags", "clones", "bytes", "created", "written"] {
-            let mut answer = snapshot();
-            answer.remove(missing);
-            let error = Answer::new(&answer, "tank/a@s").snapshot().unwrap_err().to_string();
-            assert!(error.contains(missing) && error.contains("tank/a@s"), "{error}");
-        }
-        let mut negative = snapshot();
-        negative.insert("bytes".to_owned(), Value::Signed(-1));
-        assert!(Answer::new(&negative, "tank/a@s").snapshot().is_err());
+        let volume = map([("is", text(tag().write("s")))]);
+        let answer = map([("volumes", Value::List(map([("tank/a", Value::List(volume))])))]);
+        let error = Answer::new(&answer, "tank").volumes("s").unwrap_err().to_string();
+        assert!(error.contains("snapshots of tank/a"), "{error}");
+        let negative = map([("available", Value::Signed(-1))]);
+        assert!(Answer::new(&negative, "tank").number("available").is_err());
     }
 
     #[test]
@@ -323,7 +322,7 @@ mod tests {
             KernelError::from(io::Error::from_raw_os_error(number)).during("make", "tank/agentiso/base/x@y")
         };
         for (number, remedy) in [
-            (libc::ENOSPC, "add a disk"),
+            (libc::ENOSPC, "zpool add tank"),
             (libc::EAGAIN, "zpool clear tank"),
             (libc::EROFS, "zpool import tank"),
             (libc::EPERM, "as root"),

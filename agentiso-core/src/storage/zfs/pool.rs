@@ -7,10 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use uuid::Uuid;
+
 use super::{
     device::{self, Closings},
-    kernel::{Answer, Change, Kernel, KernelError, Volumes},
-    names::{self, Container, PREFIX, Root, Tags},
+    kernel::{Answer, Change, Detail, Kernel, KernelError, Volumes},
+    names::{self, Container, Root, Tag},
     sys::{Map, Value, Zfs},
 };
 
@@ -26,10 +28,26 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Block size of volumes, in bytes. Small writes of a guest cost a read and a write of one block; a smaller one costs
 /// more memory for metadata and compresses less.
-const BLOCK_BYTES: u64 = 16 << 10;
+pub(super) const BLOCK_BYTES: u64 = 16 << 10;
 
 /// `volmode=dev`: the host shows the volume, but does not look for partitions in what a guest wrote.
 const VOLUME_MODE_DEVICE: u64 = 2;
+
+/// A program, after what all of them begin with.
+macro_rules! program {
+    ($($part:literal),+) => {
+        concat!(include_str!("programs/common.lua"), $(include_str!(concat!("programs/", $part, ".lua"))),+)
+    };
+}
+
+/// When a program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Run {
+    /// At once. It can change nothing.
+    Now,
+    /// While the pool writes out what is to be written. Whatever it changes is on stable storage afterwards.
+    Synchronous,
+}
 
 /// Where our datasets are, through the libraries.
 #[derive(Debug)]
@@ -46,44 +64,40 @@ impl Pool {
 
     /// What a file system is; `None` if it is not there.
     pub(super) fn inspect(&self, name: &str) -> Result<Option<FileSystem>, KernelError> {
-        let answer = self.run(
-            include_str!("programs/inspect.lua"),
-            false,
-            &[("name", text(name)), ("prefix", text(PREFIX))],
-        )?;
+        let program = program!("inspect");
+        let answer = self.run(program, Run::Now, &[("name", text(name)), ("state", text(names::STATE))])?;
         let answer = Answer::new(&answer, name);
         if !answer.is_true("exists") {
             return Ok(None);
         }
         Ok(Some(FileSystem {
             is_file_system: answer.text("type") == Some("filesystem"),
-            tags: answer.tags()?,
+            state: answer.text("state").map(str::to_owned),
         }))
     }
 
     /// Makes a file system that is mounted nowhere.
-    pub(super) fn create_file_system(&self, name: &str, tags: &Tags) -> Result<(), KernelError> {
-        let mut properties = tag_properties(tags);
-        for (property, value) in [
+    pub(super) fn create_file_system(&self, name: &str) -> Result<(), KernelError> {
+        let properties = [
+            (names::STATE, text(&self.state)),
             ("mountpoint", text("none")),
             ("canmount", Value::Number(0)),
             // LZ4. As all of these, inherited by the volumes.
             ("compression", Value::Number(15)),
             ("volmode", Value::Number(VOLUME_MODE_DEVICE)),
             ("snapdev", Value::Number(0)),
-        ] {
-            properties.insert(property.to_owned(), value);
-        }
+        ];
+        let properties = properties.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         Ok(self.zfs.create_file_system(name, &properties)?)
     }
 
     /// Runs a program in the kernel and returns the list that it returned.
-    fn run(&self, program: &str, synchronous: bool, arguments: &[(&str, Value)]) -> Result<Map, KernelError> {
+    fn run(&self, program: &str, run: Run, arguments: &[(&str, Value)]) -> Result<Map, KernelError> {
         let arguments: Map =
             arguments.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
         let mut interruptions = 0;
         loop {
-            match self.zfs.program(self.root.pool(), program, synchronous, &arguments) {
+            match self.zfs.program(self.root.pool(), program, run == Run::Synchronous, &arguments) {
                 Ok(mut answer) => match answer.remove("return") {
                     Some(Value::List(map)) => return Ok(map),
                     _ => return Err(KernelError::Answer("a list".to_owned())),
@@ -108,22 +122,18 @@ impl Pool {
         let mut arguments = vec![
             ("name", text(name)),
             ("root", text(self.root.as_str())),
-            ("tag", text(&names::property(names::STATE))),
-            ("state", text(&self.state)),
+            ("is", text(names::IS)),
+            ("ours", text(&names::ours(&self.state))),
         ];
         arguments.extend(match change {
-            Change::Set(tag, value) => vec![
-                ("change", text("set")),
-                ("property", text(&names::property(tag))),
-                ("value", text(value)),
-            ],
-            Change::Clear(tag) => {
-                vec![("change", text("clear")), ("property", text(&names::property(tag)))]
+            Change::Set(property, value) => {
+                vec![("change", text("set")), ("property", text(property)), ("value", text(value))]
             }
+            Change::Clear(property) => vec![("change", text("clear")), ("property", text(property))],
             Change::Promote => vec![("change", text("promote"))],
             Change::Destroy => vec![("change", text("destroy"))],
         });
-        let answer = self.run(include_str!("programs/change.lua"), true, &arguments)?;
+        let answer = self.run(program!("change"), Run::Synchronous, &arguments)?;
         let answer = Answer::new(&answer, name);
         if let Some(reason) = answer.text("refused") {
             return Err(KernelError::Refused(reason.to_owned()));
@@ -140,7 +150,8 @@ impl Pool {
 #[derive(Debug)]
 pub(super) struct FileSystem {
     pub(super) is_file_system: bool,
-    pub(super) tags: Tags,
+    /// The state folder that it is tagged with.
+    pub(super) state: Option<String>,
 }
 
 fn text(text: &str) -> Value {
@@ -148,59 +159,93 @@ fn text(text: &str) -> Value {
 }
 
 /// Names as a program takes them.
-fn set<'a>(names: impl IntoIterator<Item = &'a String>) -> Value {
-    Value::List(names.into_iter().map(|name| (name.clone(), Value::Bool(true))).collect())
+fn set(names: impl IntoIterator<Item = impl Into<String>>) -> Value {
+    Value::List(names.into_iter().map(|name| (name.into(), Value::Bool(true))).collect())
 }
 
-fn tag_properties(tags: &Tags) -> Map {
-    tags.iter().map(|(tag, value)| (names::property(tag), text(value))).collect()
+impl Pool {
+    /// What programs that look at volumes need to know.
+    fn looking(&self, snapshots: bool) -> Vec<(&'static str, Value)> {
+        vec![
+            ("root", text(self.root.as_str())),
+            ("containers", set(Container::ALL.map(|container| self.root.container(container)))),
+            ("bases", text(&format!("{}/", self.root.container(Container::Bases)))),
+            ("is", text(names::IS)),
+            ("removed", text(names::REMOVED)),
+            ("pending", text(names::PENDING)),
+            ("snapshots", Value::Bool(snapshots)),
+        ]
+    }
+
+    /// The properties of a new volume or snapshot, with those that only volumes have.
+    fn properties(&self, tag: &Tag, of_volumes: &[(&str, u64)]) -> Map {
+        let numbers = of_volumes.iter().map(|(name, value)| ((*name).to_owned(), Value::Number(*value)));
+        numbers.chain([(names::IS.to_owned(), text(&tag.write(&self.state)))]).collect()
+    }
 }
 
 impl Kernel for Pool {
-    fn volumes(&self, settled: bool) -> Result<Volumes, KernelError> {
-        let containers = Container::ALL.map(|container| self.root.container(container));
-        let answer = self.run(
-            include_str!("programs/names.lua"),
-            false,
-            &[("root", text(self.root.as_str())), ("containers", set(&containers))],
-        )?;
+    fn find(&self, ids: &[Uuid], detail: Detail) -> Result<Volumes, KernelError> {
+        let mut arguments = self.looking(detail != Detail::Volumes);
+        arguments.push(("ids", set(ids.iter().map(Uuid::to_string))));
+        arguments.push(("available", Value::Bool(detail == Detail::Space)));
+        let answer = self.run(program!("volumes", "find"), Run::Now, &arguments)?;
         let answer = Answer::new(&answer, self.root.as_str());
-        let available = answer.number("available")?;
-        let names: Vec<&String> = answer.list("volumes")?.keys().collect();
-        let mut volumes = BTreeMap::new();
-        for page in names.chunks(PAGE) {
-            let described = self.run(
-                include_str!("programs/describe.lua"),
-                settled,
-                &[("names", set(page.iter().copied())), ("prefix", text(PREFIX))],
-            )?;
-            for (name, value) in described {
-                let Value::List(map) = value else { return Err(KernelError::Answer(name)) };
-                let volume = Answer::new(&map, &name).volume()?;
-                // What others keep there is none of our business.
-                if volume.tags.get(names::STATE) == Some(&self.state) {
-                    volumes.insert(name, volume);
-                }
-            }
-        }
-        Ok(Volumes { volumes, available })
+        let available = if detail == Detail::Space { answer.number("available")? } else { 0 };
+        Ok(Volumes { volumes: answer.volumes(&self.state)?, available })
     }
 
-    fn create_volume(&self, name: &str, bytes: u64, tags: &Tags) -> Result<(), KernelError> {
-        let mut properties = tag_properties(tags);
-        properties.insert("volsize".to_owned(), Value::Number(bytes.next_multiple_of(BLOCK_BYTES)));
-        properties.insert("volblocksize".to_owned(), Value::Number(BLOCK_BYTES));
+    fn all(&self) -> Result<Volumes, KernelError> {
+        let looking = self.looking(true);
+        let answer = self.run(program!("names"), Run::Now, &looking)?;
+        let names: Vec<&String> = Answer::new(&answer, self.root.as_str()).list("names")?.keys().collect();
+        let mut volumes = BTreeMap::new();
+        for page in names.chunks(PAGE) {
+            let names = [("names", set(page.iter().copied()))];
+            let page = self.run(program!("volumes", "page"), Run::Now, &[&looking[..], &names].concat())?;
+            volumes.append(&mut Answer::new(&page, self.root.as_str()).volumes(&self.state)?);
+        }
+        // Each clone is named by what it was cloned from: no need to ask it.
+        let origins: Vec<(String, String)> = volumes
+            .values()
+            .flat_map(|volume| &volume.snapshots)
+            .flat_map(|(origin, snapshot)| {
+                snapshot.clones.iter().map(|clone| (clone.clone(), origin.clone()))
+            })
+            .collect();
+        for (clone, origin) in origins {
+            if let Some(volume) = volumes.get_mut(&clone) {
+                volume.origin = Some(origin);
+            }
+        }
+        Ok(Volumes { volumes, available: 0 })
+    }
+
+    fn written(&self, names: &[&str]) -> Result<BTreeMap<String, u64>, KernelError> {
+        let mut written = BTreeMap::new();
+        for page in names.chunks(PAGE) {
+            // A synchronous program runs when everything written before it has got its place.
+            let arguments = [("names", set(page.iter().copied()))];
+            let answer = self.run(program!("written"), Run::Synchronous, &arguments)?;
+            let answer_of = Answer::new(&answer, self.root.as_str());
+            for name in answer.keys() {
+                written.insert(name.clone(), answer_of.number(name)?);
+            }
+        }
+        Ok(written)
+    }
+
+    fn create_volume(&self, name: &str, tag: &Tag) -> Result<(), KernelError> {
+        let properties = self.properties(tag, &[("volsize", tag.bytes), ("volblocksize", BLOCK_BYTES)]);
         Ok(self.zfs.create_volume(name, &properties)?)
     }
 
-    fn clone_snapshot(&self, name: &str, origin: &str, bytes: u64, tags: &Tags) -> Result<(), KernelError> {
-        let mut properties = tag_properties(tags);
-        properties.insert("volsize".to_owned(), Value::Number(bytes.next_multiple_of(BLOCK_BYTES)));
-        Ok(self.zfs.clone_snapshot(name, origin, &properties)?)
+    fn clone_snapshot(&self, name: &str, origin: &str, tag: &Tag) -> Result<(), KernelError> {
+        Ok(self.zfs.clone_snapshot(name, origin, &self.properties(tag, &[("volsize", tag.bytes)]))?)
     }
 
-    fn snapshot(&self, name: &str, tags: &Tags) -> Result<(), KernelError> {
-        Ok(self.zfs.snapshot(name, &tag_properties(tags))?)
+    fn snapshot(&self, name: &str, tag: &Tag) -> Result<(), KernelError> {
+        Ok(self.zfs.snapshot(name, &self.properties(tag, &[]))?)
     }
 
     fn change(&self, name: &str, change: Change<'_>) -> Result<(), KernelError> {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{
-    names::{self, Container, Root, STATE, Tags},
+    names::{Container, Root},
     pool::{FileSystem, Pool},
     sys::{LoadError, Zfs},
 };
@@ -18,6 +18,13 @@ fn lacking(what: impl Into<String>, remedy: impl Into<String>) -> StorageError {
 
 /// Reaches the pool that a dataset is in, and no further.
 fn reach(root: &Root, state: &str) -> Result<Pool, StorageError> {
+    let valid = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    if state.is_empty() || !state.bytes().all(valid) {
+        return Err(lacking(
+            format!("a state folder's id that can be a tag ({state:?})"),
+            "letters, digits and - only",
+        ));
+    }
     if !rustix::process::geteuid().is_root() {
         return Err(lacking("the right to manage ZFS", "run agentiso as root, or use the qcow2 storage"));
     }
@@ -52,33 +59,24 @@ fn inspect(pool: &Pool, root: &Root, name: &str) -> Result<Option<FileSystem>, S
     })
 }
 
-fn tags(state: &str) -> Tags {
-    Tags::from([(STATE.to_owned(), state.to_owned())])
-}
-
 /// Whether a file system is there and ours.
 fn is_ours(found: Option<FileSystem>, name: &str, state: &str) -> Result<bool, StorageError> {
     let Some(found) = found else { return Ok(false) };
-    let tag = names::property(STATE);
-    match found.tags.get(STATE) {
+    match found.state {
         Some(owner) if owner == state && found.is_file_system => Ok(true),
         Some(owner) if owner != state => Err(lacking(
-            format!(
-                "a dataset of this state folder: {name} belongs to the state folder {owner}, this one is {state};"
-            ),
-            format!(
-                "name another dataset, or, if that state folder is gone, `zfs set {tag}={state} {name}` and below"
-            ),
+            format!("a dataset of this state folder, {state} ({name} belongs to the state folder {owner})"),
+            "name another dataset",
         )),
         _ => Err(lacking(
-            format!("a dataset of agentiso: {name} was made by somebody else;"),
+            format!("a dataset of agentiso ({name} was made by somebody else)"),
             "name one that does not exist",
         )),
     }
 }
 
-fn make(pool: &Pool, name: &str, state: &str) -> Result<(), StorageError> {
-    match pool.create_file_system(name, &tags(state)) {
+fn make(pool: &Pool, name: &str) -> Result<(), StorageError> {
+    match pool.create_file_system(name) {
         // Another process was quicker.
         Err(error) if error.exists() => Ok(()),
         result => result.map_err(|error| error.during("make the dataset", name)),
@@ -106,7 +104,7 @@ pub(super) fn prepare(root: &Root, state: &str) -> Result<(), StorageError> {
         if inspect(&pool, root, parent)?.is_none_or(|parent| !parent.is_file_system) {
             return Err(lacking(format!("the dataset {parent}"), format!("`zfs create {parent}`")));
         }
-        make(&pool, root.as_str(), state)?;
+        make(&pool, root.as_str())?;
     }
     containers(&pool, root, state)
 }
@@ -115,7 +113,7 @@ fn containers(pool: &Pool, root: &Root, state: &str) -> Result<(), StorageError>
     for container in Container::ALL {
         let name = root.container(container);
         if !is_ours(inspect(pool, root, &name)?, &name, state)? {
-            make(pool, &name, state)?;
+            make(pool, &name)?;
         }
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! What all operations stand on: the kernel, the lock, and the removal of waste.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::{DirBuilder, File, OpenOptions},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
@@ -9,10 +9,11 @@ use std::{
 };
 
 use rustix::fs::{FlockOperation, flock};
+use uuid::Uuid;
 
 use super::{
-    kernel::{Change, Kernel},
-    names::Root,
+    kernel::{Change, Detail, Kernel, KernelError, Volumes},
+    names::{Root, Tag},
     world::{Chore, World},
 };
 use crate::{
@@ -29,8 +30,16 @@ pub(super) struct Shared {
     pub(super) state: String,
     pub(super) lock: PathBuf,
     pub(super) reserve_bytes: u64,
-    /// Snapshots that this process began, with the volume: taking them must be quick.
-    pub(super) begun: Mutex<HashMap<DiskId, (SnapshotId, String)>>,
+    /// Snapshots that this process began: taking them must be quick.
+    pub(super) begun: Mutex<HashMap<DiskId, Begun>>,
+}
+
+/// A snapshot that was begun.
+#[derive(Debug)]
+pub(super) struct Begun {
+    pub(super) snapshot: SnapshotId,
+    pub(super) volume: String,
+    pub(super) tag: Tag,
 }
 
 /// The storage-wide lock; released when dropped, or by the kernel when the process dies.
@@ -47,7 +56,7 @@ pub(super) fn exists(what: impl std::fmt::Display) -> StorageError {
 }
 
 /// A volume as the one layer of a disk or base.
-pub(super) fn layer(id: &uuid::Uuid, path: PathBuf, bytes: u64) -> DiskLayer {
+pub(super) fn layer(id: &Uuid, path: PathBuf, bytes: u64) -> DiskLayer {
     let mut digits = id.simple().to_string();
     digits.truncate(24);
     DiskLayer { id: LayerId(digits), path, format: LayerFormat::Raw, bytes }
@@ -55,8 +64,23 @@ pub(super) fn layer(id: &uuid::Uuid, path: PathBuf, bytes: u64) -> DiskLayer {
 
 impl Shared {
     /// Everything there is.
-    pub(super) fn look(&self, settled: bool) -> Result<World, StorageError> {
-        let volumes = self.kernel.volumes(settled);
+    pub(super) fn all(&self) -> Result<World, StorageError> {
+        self.seen(self.kernel.all())
+    }
+
+    /// What has one of these ids in its name.
+    pub(super) fn find(&self, ids: &[Uuid], detail: Detail) -> Result<World, StorageError> {
+        self.seen(self.kernel.find(ids, detail))
+    }
+
+    /// A disk, and what it stands on.
+    pub(super) fn find_disk(&self, disk: DiskId, detail: Detail) -> Result<World, StorageError> {
+        let found = self.find(&[*disk.as_uuid()], detail)?;
+        // Its tag counts, whatever somebody renamed it to.
+        if found.disk(disk).is_some() { Ok(found) } else { self.all() }
+    }
+
+    fn seen(&self, volumes: Result<Volumes, KernelError>) -> Result<World, StorageError> {
         volumes.map(World::new).map_err(|error| error.during("list the volumes of", self.root.as_str()))
     }
 
@@ -83,7 +107,7 @@ impl Shared {
         })
     }
 
-    pub(super) fn begun(&self) -> MutexGuard<'_, HashMap<DiskId, (SnapshotId, String)>> {
+    pub(super) fn begun(&self) -> MutexGuard<'_, HashMap<DiskId, Begun>> {
         self.begun.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -114,37 +138,37 @@ impl Shared {
         }
     }
 
-    /// Removes waste, beginning with what `world` shows. The caller has the lock alone.
-    ///
-    /// # Errors
-    /// The first of those of what could not be removed, after everything else was.
-    pub(super) fn sweep(&self, mut world: World) -> Result<(), StorageError> {
-        let mut failures: HashMap<String, StorageError> = HashMap::new();
+    /// Removes waste, beginning with what `world` shows, which is everything. Returns what is there afterwards, and the
+    /// first error of what could not be removed, after everything else was. The caller has the lock alone.
+    pub(super) fn sweep(&self, mut world: World) -> Result<(World, Result<(), StorageError>), StorageError> {
+        let mut failed = HashSet::new();
+        let mut result = Ok(());
         loop {
             let mut chores = world.chores();
-            chores.retain(|chore| !failures.contains_key(chore.name()));
+            chores.retain(|chore| !failed.contains(chore));
             if chores.is_empty() {
-                return failures.into_values().next().map_or(Ok(()), Err);
+                return Ok((world, result));
             }
             for chore in chores {
-                let (operation, result) = match &chore {
+                let (operation, done) = match &chore {
                     Chore::Destroy(name) => ("destroy", self.kernel.change(name, Change::Destroy)),
                     Chore::Promote(name) => ("promote", self.kernel.change(name, Change::Promote)),
                 };
-                match result {
-                    Err(error) if !error.missing() => {
-                        failures.insert(chore.name().to_owned(), error.during(operation, chore.name()));
-                    }
-                    _ => {}
+                if let Err(error) = done
+                    && !error.missing()
+                {
+                    result = result.and(Err(error.during(operation, chore.name())));
+                    failed.insert(chore);
                 }
             }
-            world = self.look(false)?;
+            world = self.all()?;
         }
     }
 
     /// Removes what a change that took effect already left behind: if this fails, the next sweep does it.
     pub(super) fn sweep_after(&self, disk: DiskId) {
-        if let Err(error) = self.look(false).and_then(|world| self.sweep(world)) {
+        let swept = self.all().and_then(|world| self.sweep(world)).and_then(|(_, result)| result);
+        if let Err(error) = swept {
             tracing::warn!(%disk, error = chain(&error), "what is left of the disk could not be removed yet");
         }
     }

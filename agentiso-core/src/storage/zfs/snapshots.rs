@@ -1,9 +1,9 @@
 //! Snapshots of disks.
 
 use super::{
-    kernel::Change,
-    names::{self, PENDING, REMOVED},
-    shared::{Shared, exists, missing},
+    kernel::{Change, Detail},
+    names::{PENDING, REMOVED, Tag, order_after},
+    shared::{Begun, Shared, exists, missing},
 };
 use crate::{
     storage::{Outcome, PendingSnapshot, StorageError},
@@ -16,8 +16,8 @@ pub(super) fn begin(
     snapshot: SnapshotId,
 ) -> Result<PendingSnapshot, StorageError> {
     let _lock = shared.lock_shared()?;
-    let world = shared.look(false)?;
-    let (name, _) = world.disk(disk).ok_or_else(|| missing(format_args!("disk {disk}")))?;
+    let world = shared.find_disk(disk, Detail::Histories)?;
+    let (name, volume) = world.disk(disk).ok_or_else(|| missing(format_args!("disk {disk}")))?;
     if let Some(pending) = world.pending(disk) {
         return Err(exists(format_args!("the unfinished snapshot {pending} of disk {disk}")));
     }
@@ -28,7 +28,8 @@ pub(super) fn begin(
         .kernel
         .change(name, Change::Set(PENDING, &snapshot.to_string()))
         .map_err(|error| error.during("note a snapshot of", name))?;
-    shared.begun().insert(disk, (snapshot, name.to_owned()));
+    let tag = Tag { order: order_after(world.last_order(disk)), made_from: None, ..volume.tag.clone() };
+    shared.begun().insert(disk, Begun { snapshot, volume: name.to_owned(), tag });
     Ok(PendingSnapshot::Instant)
 }
 
@@ -39,19 +40,22 @@ pub(super) fn finish(
     outcome: Outcome,
 ) -> Result<(), StorageError> {
     let _lock = shared.lock_shared()?;
-    let begun = shared.begun().remove(&disk).filter(|(id, _)| *id == snapshot);
-    if let (Outcome::Commit, Some((_, volume))) = (outcome, begun) {
+    let begun = shared.begun().remove(&disk).filter(|begun| begun.snapshot == snapshot);
+    if let (Outcome::Commit, Some(Begun { volume, tag, .. })) = (outcome, begun) {
         // The machine stands still meanwhile, so nothing is looked up that `begin` has found: whoever holds the disk's
         // lock begins and finishes, and nobody else has changed the disk in between.
-        return take(shared, disk, snapshot, &volume);
+        return take(shared, snapshot, &volume, &tag);
     }
-    let world = shared.look(false)?;
-    let (name, _) = world.disk(disk).ok_or_else(|| missing(format_args!("disk {disk}")))?;
+    let world = shared.find_disk(disk, Detail::Histories)?;
+    let (name, volume) = world.disk(disk).ok_or_else(|| missing(format_args!("disk {disk}")))?;
     let kept = world.snapshot(disk, snapshot).is_some();
     let pending = world.pending(disk) == Some(snapshot);
     match outcome {
         Outcome::Commit if kept => Ok(()),
-        Outcome::Commit if pending => take(shared, disk, snapshot, name),
+        Outcome::Commit if pending => {
+            let order = order_after(world.last_order(disk));
+            take(shared, snapshot, name, &Tag { order, made_from: None, ..volume.tag.clone() })
+        }
         Outcome::Commit => Err(missing(format_args!("snapshot {snapshot}"))),
         Outcome::Abort if kept => Err(exists(format_args!("snapshot {snapshot}"))),
         Outcome::Abort if pending => shared
@@ -63,9 +67,9 @@ pub(super) fn finish(
 }
 
 /// Takes it. That it was begun stays noted until the next one is: a snapshot that is there is not pending any more.
-fn take(shared: &Shared, disk: DiskId, snapshot: SnapshotId, volume: &str) -> Result<(), StorageError> {
+fn take(shared: &Shared, snapshot: SnapshotId, volume: &str, tag: &Tag) -> Result<(), StorageError> {
     let name = format!("{volume}@{snapshot}");
-    match shared.kernel.snapshot(&name, &names::snapshot_tags(&shared.state, disk)) {
+    match shared.kernel.snapshot(&name, tag) {
         Err(error) if error.exists() => Ok(()),
         result => result.map_err(|error| error.during("take the snapshot", &name)),
     }
@@ -73,7 +77,8 @@ fn take(shared: &Shared, disk: DiskId, snapshot: SnapshotId, volume: &str) -> Re
 
 pub(super) fn delete(shared: &Shared, disk: DiskId, snapshot: SnapshotId) -> Result<(), StorageError> {
     let _lock = shared.lock_alone()?;
-    let world = shared.look(false)?;
+    // All, for it may be any disk that was made from it.
+    let world = shared.all()?;
     if world.disk(disk).is_none() {
         return Err(missing(format_args!("disk {disk}")));
     }

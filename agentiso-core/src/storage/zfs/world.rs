@@ -11,11 +11,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     kernel::{Snapshot, Volume, Volumes},
-    names,
+    names::Tag,
 };
 use crate::types::{BaseId, DiskId, SnapshotId};
 
-/// Everything at one moment.
+/// Everything at one moment, or what one disk stands on.
 #[derive(Debug, Default)]
 pub(super) struct World {
     volumes: BTreeMap<String, Volume>,
@@ -26,15 +26,25 @@ pub(super) struct World {
     pub(super) available: u64,
 }
 
-/// A snapshot with its names.
+/// A snapshot of ours with its full name.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Named<'a> {
     pub(super) name: &'a str,
     pub(super) snapshot: &'a Snapshot,
+    pub(super) tag: &'a Tag,
+}
+
+impl<'a> Named<'a> {
+    fn of(volume: &'a Volume) -> impl Iterator<Item = Self> {
+        let named = |(name, snapshot): (&'a String, &'a Snapshot)| {
+            Some(Self { name, snapshot, tag: snapshot.tag.as_ref()? })
+        };
+        volume.snapshots.iter().filter_map(named)
+    }
 }
 
 /// What to do about waste.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Chore {
     /// Nothing stands on this volume or snapshot.
     Destroy(String),
@@ -55,9 +65,9 @@ impl World {
             for snapshot in volume.snapshots.keys() {
                 owners.insert(snapshot.clone(), name.clone());
             }
-            let Some(disk) = volume.disk().filter(|_| !volume.is_removed()) else { continue };
+            let Some(disk) = volume.tag.disk().filter(|_| !volume.removed) else { continue };
             let is_newer =
-                |other: &String| volumes.get(other).is_none_or(|other| volume.created > other.created);
+                |other: &String| volumes.get(other).is_none_or(|other| volume.tag.order > other.tag.order);
             if disks.get(&disk).is_none_or(is_newer) {
                 disks.insert(disk, name.clone());
             }
@@ -67,22 +77,20 @@ impl World {
 
     /// Bases, sealed or not.
     pub(super) fn bases(&self) -> impl Iterator<Item = BaseId> {
-        self.volumes.values().filter_map(Volume::base)
+        self.volumes.values().filter_map(|volume| volume.tag.base())
     }
 
     pub(super) fn base(&self, base: BaseId) -> Option<(&str, &Volume)> {
         self.volumes
             .iter()
-            .find(|(_, volume)| volume.base() == Some(base))
+            .find(|(_, volume)| volume.tag.base() == Some(base))
             .map(|(name, volume)| (name.as_str(), volume))
     }
 
     /// The sealed content of a base.
     pub(super) fn sealed(&self, base: BaseId) -> Option<Named<'_>> {
         let (_, volume) = self.base(base)?;
-        let mut snapshots = volume.snapshots.iter();
-        let (name, snapshot) = snapshots.find(|(_, snapshot)| snapshot.base() == Some(base))?;
-        Some(Named { name, snapshot })
+        Named::of(volume).find(|named| named.tag.base() == Some(base))
     }
 
     /// Disks with their volumes.
@@ -100,33 +108,29 @@ impl World {
         let mut found: Vec<(&str, &Volume)> = self
             .volumes
             .iter()
-            .filter(|(_, volume)| volume.disk() == Some(disk))
+            .filter(|(_, volume)| volume.tag.disk() == Some(disk))
             .map(|(name, volume)| (name.as_str(), volume))
             .collect();
-        found.sort_by_key(|(_, volume)| volume.created);
+        found.sort_by_key(|(_, volume)| volume.tag.order);
         found
     }
 
-    /// The snapshots that a volume stands on, the newest first.
+    /// The snapshots of ours that a volume stands on, the newest first.
     pub(super) fn history<'a>(&'a self, volume: &'a Volume) -> Vec<Named<'a>> {
         let mut history = Vec::new();
         let mut seen = BTreeSet::new();
         let (mut of, mut until) = (volume, u64::MAX);
         loop {
-            let mut own: Vec<Named<'_>> = of
-                .snapshots
-                .iter()
-                .filter(|(_, snapshot)| snapshot.created <= until)
-                .map(|(name, snapshot)| Named { name, snapshot })
-                .collect();
-            own.sort_by_key(|named| std::cmp::Reverse(named.snapshot.created));
+            let mut own: Vec<Named<'_>> = Named::of(of).filter(|named| named.tag.order <= until).collect();
+            own.sort_by_key(|named| std::cmp::Reverse(named.tag.order));
             history.extend(own);
             let below = of.origin.as_ref().and_then(|origin| {
                 let owner = self.volumes.get(self.owners.get(origin)?)?;
-                seen.insert(origin).then_some((owner, owner.snapshots.get(origin)?.created))
+                let order = owner.snapshots.get(origin)?.tag.as_ref()?.order;
+                seen.insert(origin).then_some((owner, order))
             });
             match below {
-                Some((owner, created)) => (of, until) = (owner, created),
+                Some((owner, order)) => (of, until) = (owner, order),
                 None => return history,
             }
         }
@@ -137,7 +141,7 @@ impl World {
         let Some((_, volume)) = self.disk(disk) else { return Vec::new() };
         let history = self.history(volume).into_iter().rev();
         history
-            .filter(|named| named.snapshot.disk() == Some(disk) && !named.snapshot.is_removed())
+            .filter(|named| named.tag.disk() == Some(disk) && !named.snapshot.removed)
             .filter_map(|named| Some((id_of(named.name)?, named)))
             .collect()
     }
@@ -146,21 +150,28 @@ impl World {
         self.snapshots(disk).into_iter().find(|(id, _)| *id == snapshot).map(|(_, named)| named)
     }
 
+    /// What a new snapshot or volume of a disk comes after in its order.
+    pub(super) fn last_order(&self, disk: DiskId) -> u64 {
+        let volumes = self.volumes_of(disk).into_iter().map(|(_, volume)| volume.tag.order);
+        let snapshots = self.disk(disk).map(|(_, volume)| self.history(volume)).unwrap_or_default();
+        volumes.chain(snapshots.iter().map(|named| named.tag.order)).max().unwrap_or(0)
+    }
+
     /// The snapshot of a disk that was begun and not finished.
     pub(super) fn pending(&self, disk: DiskId) -> Option<SnapshotId> {
         let (_, volume) = self.disk(disk)?;
-        volume.pending().filter(|pending| self.snapshot(disk, *pending).is_none())
+        volume.pending.filter(|pending| self.snapshot(disk, *pending).is_none())
     }
 
     /// The disks that were made from a snapshot.
     pub(super) fn made_from(&self, snapshot: SnapshotId) -> Vec<DiskId> {
-        let made = self.disks().filter(|(.., volume)| volume.made_from() == Some(snapshot));
+        let made = self.disks().filter(|(.., volume)| volume.tag.made_from == Some(snapshot));
         made.map(|(disk, ..)| disk).collect()
     }
 
     /// The disks that stand on a base, however far above it.
     pub(super) fn above(&self, base: BaseId) -> Vec<DiskId> {
-        let stands_on = |volume| self.history(volume).iter().any(|named| named.snapshot.base() == Some(base));
+        let stands_on = |volume| self.history(volume).iter().any(|named| named.tag.base() == Some(base));
         self.disks().filter(|(.., volume)| stands_on(volume)).map(|(disk, ..)| disk).collect()
     }
 
@@ -180,15 +191,13 @@ impl World {
         for (name, volume) in &self.volumes {
             let mut left = volume.snapshots.len();
             for (full, snapshot) in &volume.snapshots {
-                let is_waste = snapshot.disk().is_some()
-                    && snapshot.tags.get(names::STATE) == volume.tags.get(names::STATE)
-                    && !kept.contains(full.as_str());
+                let is_waste = snapshot.disk().is_some() && !kept.contains(full.as_str());
                 if is_waste && snapshot.clones.is_empty() {
                     chores.push(Chore::Destroy(full.clone()));
                     left -= 1;
                 }
             }
-            let is_waste = volume.disk().is_some_and(|disk| self.disks.get(&disk) != Some(name));
+            let is_waste = volume.tag.disk().is_some_and(|disk| self.disks.get(&disk) != Some(name));
             if !is_waste {
                 continue;
             }
@@ -205,7 +214,7 @@ impl World {
     /// that none with clones stays behind. None while all of those are waste themselves, and go first, or not ours.
     fn heir<'a>(&self, volume: &'a Volume) -> Option<&'a str> {
         let with_clones = volume.snapshots.values().filter(|snapshot| !snapshot.clones.is_empty());
-        let newest = with_clones.max_by_key(|snapshot| snapshot.created)?;
+        let newest = with_clones.max_by_key(|snapshot| snapshot.tag.as_ref().map(|tag| tag.order))?;
         let is_alive = |name: &&String| self.disks.values().any(|alive| alive == *name);
         newest.clones.iter().find(is_alive).map(String::as_str)
     }

@@ -1,6 +1,5 @@
 -- Changes one dataset, if it is the kind of dataset that it is taken for, has our tag itself, and is below our own.
 -- Returns an error number, 0 for done, or what stands in the way.
-local args = ...
 local name = args.name
 
 if name:sub(1, #args.root + 1) ~= args.root .. "/" then
@@ -9,9 +8,9 @@ end
 if not zfs.exists(name) then
   return { error = 2 }
 end
-local state, source = zfs.get_prop(name, args.tag)
-if state ~= args.state or source ~= name then
-  return { refused = "it does not have the tag " .. args.tag }
+local is = own(name, args.is)
+if not is or is:sub(1, #args.ours) ~= args.ours then
+  return { refused = "it does not have the tag " .. args.is .. " of this state folder" }
 end
 local kind = "volume"
 if name:find("@", 1, true) then
