@@ -1,7 +1,11 @@
 //! The ZFS storage on a real pool. Runs where AGENTISO_TEST_POOL names one, as root: in `cargo xtask lab`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation, reason = "tests")]
 
+mod crash;
+mod devices;
 mod fixture;
+mod layout;
+mod many;
 mod timing;
 
 mod contract {

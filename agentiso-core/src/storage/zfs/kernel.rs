@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     storage::StorageError,
-    types::{BaseId, DiskId, SnapshotId},
+    types::{DiskId, SnapshotId},
 };
 use uuid::Uuid;
 
@@ -105,9 +105,7 @@ impl KernelError {
         let missing = |what: String, remedy: String| StorageError::Missing { what, remedy };
         match self.number() {
             Some(libc::ENOSPC | libc::EDQUOT) => StorageError::Full {
-                what: format!(
-                    "{object}: free space in the pool {pool}, as with `agentiso prune`, or add a disk to it"
-                ),
+                what: format!("{object}: `agentiso prune` frees space, `zpool add {pool} DEVICE` adds some"),
             },
             Some(libc::EAGAIN) => missing(
                 format!("a pool {pool} that works (it has stopped after errors of its disks)"),
@@ -166,10 +164,6 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
-    pub(super) fn base(&self) -> Option<BaseId> {
-        self.tag.as_ref()?.base()
-    }
-
     pub(super) fn disk(&self) -> Option<DiskId> {
         self.tag.as_ref()?.disk()
     }
@@ -196,10 +190,6 @@ impl<'a> Answer<'a> {
             Some(Value::Text(text)) => Some(text),
             _ => None,
         }
-    }
-
-    pub(super) fn is_true(&self, name: &str) -> bool {
-        self.map.get(name) == Some(&Value::Bool(true))
     }
 
     pub(super) fn number(&self, name: &str) -> Result<u64, KernelError> {

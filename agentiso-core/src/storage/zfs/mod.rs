@@ -23,6 +23,8 @@
 mod bases;
 mod device;
 mod disks;
+#[cfg(any(test, feature = "testkit"))]
+mod faults;
 mod kernel;
 mod names;
 mod pool;
@@ -95,13 +97,29 @@ impl ZfsStorage {
     /// [`StorageError::Missing`] names what this host lacks, and the remedy: root, the libraries, the kernel's module,
     /// the pool, a pool that works, the dataset, or one of this state folder.
     pub async fn open(config: ZfsConfig) -> Result<Self, StorageError> {
+        Self::open_on(config, |pool| Box::new(pool)).await
+    }
+
+    /// A storage that stops in the middle: after so many requests that change the pool, it fails before each further
+    /// one. What it leaves is what a process leaves that is killed there, for each request is done whole or not at all.
+    ///
+    /// # Errors
+    /// As [`ZfsStorage::open`].
+    #[cfg(any(test, feature = "testkit"))]
+    pub async fn open_stopping_after(config: ZfsConfig, changes: usize) -> Result<Self, StorageError> {
+        Self::open_on(config, move |pool| Box::new(faults::Stopping::after(changes, pool))).await
+    }
+
+    async fn open_on(
+        config: ZfsConfig,
+        kernel: impl FnOnce(pool::Pool) -> Box<dyn kernel::Kernel> + Send + 'static,
+    ) -> Result<Self, StorageError> {
         let shared = run(move || {
             let root = Root::parse(&config.dataset)?;
             let pool = setup::open(&root, &config.state_id)?;
             Ok(Shared {
-                kernel: Box::new(pool),
+                kernel: kernel(pool),
                 root,
-                state: config.state_id,
                 lock: config.lock,
                 reserve_bytes: config.reserve_bytes,
                 begun: Mutex::default(),

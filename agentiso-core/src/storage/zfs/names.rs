@@ -244,8 +244,8 @@ mod tests {
     #[test]
     fn longest_name_of_ours_fits() {
         let root = Root::parse(&format!("t/{}", "a".repeat(MAX_NAME_BYTES - ADDED_BYTES - 2))).unwrap();
-        let name =
-            format!("{}@{}", root.volume(Container::Workspaces, DiskId::random()), SnapshotId::random());
+        let volume = root.another_volume(Container::Workspaces, DiskId::random());
+        let name = format!("{volume}@{}", SnapshotId::random());
         assert_eq!(name.len(), MAX_NAME_BYTES);
     }
 }

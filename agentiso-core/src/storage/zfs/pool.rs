@@ -62,18 +62,20 @@ impl Pool {
         Self { zfs, root, state }
     }
 
-    /// What a file system is; `None` if it is not there.
-    pub(super) fn inspect(&self, name: &str) -> Result<Option<FileSystem>, KernelError> {
-        let program = program!("inspect");
-        let answer = self.run(program, Run::Now, &[("name", text(name)), ("state", text(names::STATE))])?;
-        let answer = Answer::new(&answer, name);
-        if !answer.is_true("exists") {
-            return Ok(None);
+    /// What some datasets are, those that are there.
+    pub(super) fn inspect(&self, names: &[String]) -> Result<BTreeMap<String, FileSystem>, KernelError> {
+        let arguments = [("names", set(names)), ("state", text(names::STATE))];
+        let answer = self.run(program!("inspect"), Run::Now, &arguments)?;
+        let mut found = BTreeMap::new();
+        for name in answer.keys() {
+            let answer = Answer::new(Answer::new(&answer, name).list(name)?, name);
+            let is_file_system = answer.text("type") == Some("filesystem");
+            found.insert(
+                name.clone(),
+                FileSystem { is_file_system, state: answer.text("state").map(str::to_owned) },
+            );
         }
-        Ok(Some(FileSystem {
-            is_file_system: answer.text("type") == Some("filesystem"),
-            state: answer.text("state").map(str::to_owned),
-        }))
+        Ok(found)
     }
 
     /// Makes a file system that is mounted nowhere.
@@ -146,7 +148,7 @@ impl Pool {
     }
 }
 
-/// What is known of a file system.
+/// What is known of a dataset that should be a file system.
 #[derive(Debug)]
 pub(super) struct FileSystem {
     pub(super) is_file_system: bool,

@@ -1,6 +1,6 @@
 //! Finding out whether there is a ZFS to use, and setting up the datasets.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use super::{
     names::{Container, Root},
@@ -46,8 +46,9 @@ fn reach(root: &Root, state: &str) -> Result<Pool, StorageError> {
     Ok(Pool::new(zfs, root.clone(), state.to_owned()))
 }
 
-fn inspect(pool: &Pool, root: &Root, name: &str) -> Result<Option<FileSystem>, StorageError> {
-    pool.inspect(name).map_err(|error| match error.missing() {
+/// What there is of these datasets.
+fn inspect(pool: &Pool, root: &Root, names: &[String]) -> Result<BTreeMap<String, FileSystem>, StorageError> {
+    pool.inspect(names).map_err(|error| match error.missing() {
         true => lacking(
             format!("the pool {}", root.pool()),
             format!(
@@ -55,14 +56,14 @@ fn inspect(pool: &Pool, root: &Root, name: &str) -> Result<Option<FileSystem>, S
                 root.pool()
             ),
         ),
-        false => error.during("look at", name),
+        false => error.during("look at", root.as_str()),
     })
 }
 
-/// Whether a file system is there and ours.
-fn is_ours(found: Option<FileSystem>, name: &str, state: &str) -> Result<bool, StorageError> {
+/// Whether a file system is there. Somebody else's is an error.
+fn is_ours(found: Option<&FileSystem>, name: &str, state: &str) -> Result<bool, StorageError> {
     let Some(found) = found else { return Ok(false) };
-    match found.state {
+    match &found.state {
         Some(owner) if owner == state && found.is_file_system => Ok(true),
         Some(owner) if owner != state => Err(lacking(
             format!("a dataset of this state folder, {state} ({name} belongs to the state folder {owner})"),
@@ -75,46 +76,55 @@ fn is_ours(found: Option<FileSystem>, name: &str, state: &str) -> Result<bool, S
     }
 }
 
-fn make(pool: &Pool, name: &str) -> Result<(), StorageError> {
-    match pool.create_file_system(name) {
-        // Another process was quicker.
-        Err(error) if error.exists() => Ok(()),
-        result => result.map_err(|error| error.during("make the dataset", name)),
+/// The root and what it contains.
+fn layout(root: &Root) -> Vec<String> {
+    let containers = Container::ALL.map(|container| root.container(container));
+    std::iter::once(root.as_str().to_owned()).chain(containers).collect()
+}
+
+/// Makes what is missing of some datasets, outer ones first.
+fn complete(
+    pool: &Pool,
+    names: &[String],
+    found: &BTreeMap<String, FileSystem>,
+    state: &str,
+) -> Result<(), StorageError> {
+    for name in names {
+        if is_ours(found.get(name), name, state)? {
+            continue;
+        }
+        match pool.create_file_system(name) {
+            // Another process was quicker.
+            Err(error) if error.exists() => {}
+            result => result.map_err(|error| error.during("make the dataset", name))?,
+        }
     }
+    Ok(())
 }
 
 /// Opens what [`prepare`] made, and makes what is missing in it.
 pub(super) fn open(root: &Root, state: &str) -> Result<Pool, StorageError> {
     let pool = reach(root, state)?;
-    if !is_ours(inspect(&pool, root, root.as_str())?, root.as_str(), state)? {
+    let names = layout(root);
+    let found = inspect(&pool, root, &names)?;
+    if !is_ours(found.get(root.as_str()), root.as_str(), state)? {
         return Err(lacking(
-            format!("the dataset {root}", root = root.as_str()),
+            format!("the dataset {}", root.as_str()),
             format!("`agentiso init --zfs {}`", root.pool()),
         ));
     }
-    containers(&pool, root, state)?;
+    complete(&pool, &names, &found, state)?;
     Ok(pool)
 }
 
 /// Makes the dataset, or checks that it is ours.
 pub(super) fn prepare(root: &Root, state: &str) -> Result<(), StorageError> {
     let pool = reach(root, state)?;
-    if !is_ours(inspect(&pool, root, root.as_str())?, root.as_str(), state)? {
-        let parent = root.as_str().rsplit_once('/').map_or(root.as_str(), |(parent, _)| parent);
-        if inspect(&pool, root, parent)?.is_none_or(|parent| !parent.is_file_system) {
-            return Err(lacking(format!("the dataset {parent}"), format!("`zfs create {parent}`")));
-        }
-        make(&pool, root.as_str())?;
+    let parent = root.as_str().rsplit_once('/').map_or(root.as_str(), |(parent, _)| parent);
+    let names = layout(root);
+    let found = inspect(&pool, root, &[&names[..], &[parent.to_owned()]].concat())?;
+    if !found.get(parent).is_some_and(|parent| parent.is_file_system) {
+        return Err(lacking(format!("the dataset {parent}"), format!("`zfs create {parent}`")));
     }
-    containers(&pool, root, state)
-}
-
-fn containers(pool: &Pool, root: &Root, state: &str) -> Result<(), StorageError> {
-    for container in Container::ALL {
-        let name = root.container(container);
-        if !is_ours(inspect(pool, root, &name)?, &name, state)? {
-            make(pool, &name)?;
-        }
-    }
-    Ok(())
+    complete(&pool, &names, &found, state)
 }

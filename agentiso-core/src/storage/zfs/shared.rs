@@ -26,8 +26,6 @@ use crate::{
 pub(super) struct Shared {
     pub(super) kernel: Box<dyn Kernel>,
     pub(super) root: Root,
-    /// What our datasets are tagged with.
-    pub(super) state: String,
     pub(super) lock: PathBuf,
     pub(super) reserve_bytes: u64,
     /// Snapshots that this process began: taking them must be quick.

@@ -1,9 +1,8 @@
--- What a file system is, and whose.
-if not zfs.exists(args.name) then
-  return { exists = false }
+-- What some file systems are, and whose.
+local found = {}
+for name in pairs(args.names) do
+  if zfs.exists(name) then
+    found[name] = { type = zfs.get_prop(name, "type"), state = own(name, args.state) }
+  end
 end
-return {
-  exists = true,
-  type = zfs.get_prop(args.name, "type"),
-  state = own(args.name, args.state),
-}
+return found

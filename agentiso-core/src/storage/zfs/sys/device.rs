@@ -7,7 +7,7 @@ use std::{
 };
 
 /// Longest name of a dataset with its NUL, in bytes.
-const NAME_BYTES: usize = 256;
+const NAME_BYTES: u16 = 256;
 
 /// `_IOR(0x12, 125, char[256])`: direction << 30 | size << 16 | type << 8 | number.
 const BLKZNAME: u32 = 2 << 30 | (NAME_BYTES as u32) << 16 | 0x12 << 8 | 125;
@@ -17,7 +17,7 @@ const BLKZNAME: u32 = 2 << 30 | (NAME_BYTES as u32) << 16 | 0x12 << 8 | 125;
 /// # Errors
 /// It is none of ZFS.
 pub(in super::super) fn volume_name(device: impl AsFd) -> io::Result<String> {
-    let mut name = [0_u8; NAME_BYTES];
+    let mut name = [0_u8; NAME_BYTES as usize];
     // SAFETY: the request writes at most `NAME_BYTES` bytes, and there are as many; a device that does not know it
     // answers ENOTTY without touching them. The number's type differs between C libraries.
     let done = unsafe { libc::ioctl(device.as_fd().as_raw_fd(), BLKZNAME as _, name.as_mut_ptr()) };
