@@ -134,6 +134,7 @@ async fn renamed_disk_is_still_the_disk() {
     run(&["zfs", "rename", &from, &to]);
 
     assert_eq!(fixture.storage().await.inventory().await.unwrap().disks, [disk]);
+    assert_eq!(fixture.read(disk).await, 1);
     fixture.storage().await.destroy_disk(disk).await.unwrap();
     assert_eq!(fixture.listed("volume").len(), 1);
 }

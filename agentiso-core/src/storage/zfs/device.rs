@@ -110,7 +110,12 @@ fn candidates() -> io::Result<Vec<Candidate>> {
 }
 
 fn look(volume: &str) -> io::Result<Option<PathBuf>> {
-    for candidate in candidates()? {
+    // Where udev runs, there is a link; it may be of an earlier volume with that name.
+    let linked = fs::canonicalize(Path::new("/dev/zvol").join(volume));
+    let hint = linked.ok().and_then(|path| path.file_name()?.to_str().map(str::to_owned));
+    let mut candidates = candidates()?;
+    candidates.sort_by_key(|candidate| Some(&candidate.name) != hint.as_ref());
+    for candidate in candidates {
         if candidate.is(volume)? {
             return Ok(Some(candidate.path()));
         }
@@ -128,6 +133,8 @@ pub(super) fn find(volume: &str, until: Instant) -> io::Result<PathBuf> {
     }
     // Before looking again, so that none is missed.
     let announcements = Announcements::open()?;
+    // One of them may have got this name since it was asked.
+    KNOWN.lock().unwrap_or_else(PoisonError::into_inner).clear();
     loop {
         if let Some(path) = look(volume)? {
             return Ok(path);

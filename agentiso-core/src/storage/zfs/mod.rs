@@ -32,6 +32,8 @@ mod setup;
 mod shared;
 mod snapshots;
 mod sys;
+#[cfg(test)]
+mod tests;
 mod usage;
 mod world;
 

@@ -66,7 +66,8 @@ pub(super) fn finish(
     }
 }
 
-/// Takes it. That it was begun stays noted until the next one is: a snapshot that is there is not pending any more.
+/// Takes it. That it was begun stays noted until the next one is, or until it is deleted: a snapshot that
+/// is there is not pending any more.
 fn take(shared: &Shared, snapshot: SnapshotId, volume: &str, tag: &Tag) -> Result<(), StorageError> {
     let name = format!("{volume}@{snapshot}");
     match shared.kernel.snapshot(&name, tag) {
@@ -79,13 +80,16 @@ pub(super) fn delete(shared: &Shared, disk: DiskId, snapshot: SnapshotId) -> Res
     let _lock = shared.lock_alone()?;
     // All, for it may be any disk that was made from it.
     let world = shared.all()?;
-    if world.disk(disk).is_none() {
-        return Err(missing(format_args!("disk {disk}")));
-    }
+    let (volume_name, volume) = world.disk(disk).ok_or_else(|| missing(format_args!("disk {disk}")))?;
     let Some(found) = world.snapshot(disk, snapshot) else { return Ok(()) };
     let dependents = world.made_from(snapshot);
     if !dependents.is_empty() {
         return Err(StorageError::InUse { what: format!("snapshot {snapshot}"), dependents });
+    }
+    if volume.pending == Some(snapshot) {
+        // It was the last one to be begun. Without it, that would look unfinished.
+        let cleared = shared.kernel.change(volume_name, Change::Clear(PENDING));
+        cleared.map_err(|error| error.during("forget the snapshot that was begun of", volume_name))?;
     }
     if found.snapshot.clones.is_empty() {
         return match shared.kernel.change(found.name, Change::Destroy) {
