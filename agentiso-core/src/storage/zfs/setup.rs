@@ -28,12 +28,18 @@ fn reach(root: &Root, state: &str) -> Result<Pool, StorageError> {
     if !rustix::process::geteuid().is_root() {
         return Err(lacking("the right to manage ZFS", "run agentiso as root, or use the qcow2 storage"));
     }
-    let zfs = Zfs::load().map_err(|error| match error {
+    let zfs = Zfs::load().map_err(|error| explain(error, Path::new(DEVICE).exists()))?;
+    Ok(Pool::new(zfs, root.clone(), state.to_owned()))
+}
+
+/// What to do where ZFS cannot be reached.
+fn explain(error: LoadError, has_device: bool) -> StorageError {
+    match error {
         LoadError::Library { name, reason } => lacking(
             format!("the library {name} ({reason})"),
             "install OpenZFS 2.1 or newer: on Debian zfsutils-linux and zfs-dkms, of the component contrib",
         ),
-        LoadError::Device(number) if !Path::new(DEVICE).exists() => lacking(
+        LoadError::Device(number) if !has_device => lacking(
             format!("the kernel's ZFS module (no {DEVICE}, error {number})"),
             "`modprobe zfs`; if there is no such module, install it, on Debian as zfs-dkms",
         ),
@@ -42,8 +48,7 @@ fn reach(root: &Root, state: &str) -> Result<Pool, StorageError> {
             object: DEVICE.to_owned(),
             source: std::io::Error::from_raw_os_error(number),
         },
-    })?;
-    Ok(Pool::new(zfs, root.clone(), state.to_owned()))
+    }
 }
 
 /// What there is of these datasets.
@@ -127,4 +132,39 @@ pub(super) fn prepare(root: &Root, state: &str) -> Result<(), StorageError> {
         return Err(lacking(format!("the dataset {parent}"), format!("`zfs create {parent}`")));
     }
     complete(&pool, &names, &found, state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_without_zfs_is_told_what_to_install() {
+        let library =
+            LoadError::Library { name: "libzfs_core.so.3".to_owned(), reason: "not found".to_owned() };
+        let library = explain(library, false).to_string();
+        assert!(library.contains("libzfs_core.so.3") && library.contains("zfsutils-linux"), "{library}");
+        let module = explain(LoadError::Device(libc::ENOENT), false).to_string();
+        assert!(module.contains("modprobe zfs"), "{module}");
+        let other = explain(LoadError::Device(libc::EIO), true);
+        assert!(matches!(other, StorageError::Io { operation: "open", .. }), "{other}");
+    }
+
+    #[test]
+    fn dataset_is_ours_if_it_has_our_tag_itself() {
+        let found = |state: Option<&str>, is_file_system| {
+            Some(FileSystem { is_file_system, state: state.map(str::to_owned) })
+        };
+        let is_ours = |found: Option<FileSystem>| is_ours(found.as_ref(), "tank/agentiso", "s1");
+        assert!(!is_ours(None).unwrap());
+        assert!(is_ours(found(Some("s1"), true)).unwrap());
+        for (other, says) in [
+            (found(Some("s2"), true), "belongs to the state folder s2"),
+            (found(None, true), "made by somebody else"),
+            (found(Some("s1"), false), "made by somebody else"),
+        ] {
+            let error = is_ours(other).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
 }

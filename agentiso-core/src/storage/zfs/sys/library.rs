@@ -234,3 +234,26 @@ pub(super) fn c_string(text: &str) -> io::Result<CString> {
 pub(super) fn result(error: c_int) -> io::Result<()> {
     if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_library_and_missing_function_are_errors_that_name_the_library() {
+        let library = symbol(c"libagentiso-nothing.so.3", "lzc_clone\0").unwrap_err();
+        let function = symbol(c"libc.so.6", "lzc_no_such_function\0").unwrap_err();
+        for (error, named) in [(library, "libagentiso-nothing.so.3"), (function, "libc.so.6")] {
+            let LoadError::Library { name, reason } = error else { panic!("{error:?}") };
+            assert_eq!(name, named);
+            assert!(!reason.is_empty());
+        }
+        assert!(symbol(c"libc.so.6", "getpid\0").is_ok());
+    }
+
+    #[test]
+    fn text_with_a_nul_is_refused_before_it_gets_to_the_library() {
+        assert!(c_string("tank/a\0b").is_err());
+        assert!(result(libc::ENOENT).is_err_and(|error| error.kind() == io::ErrorKind::NotFound));
+    }
+}
