@@ -5,6 +5,7 @@ mod crash;
 mod devices;
 mod fixture;
 mod layout;
+mod machines;
 mod many;
 mod timing;
 
