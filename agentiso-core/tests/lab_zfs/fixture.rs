@@ -54,7 +54,7 @@ impl Fixture {
     pub(crate) async fn new() -> Result<Self, String> {
         let pool = std::env::var(POOL_VARIABLE).map_err(|_| format!("{POOL_VARIABLE} names no pool"))?;
         let unique = uuid::Uuid::new_v4().simple().to_string();
-        let (state, dataset) = (format!("state-{}", &unique[..8]), format!("{pool}/test-{}", &unique[..8]));
+        let (state, dataset) = (format!("state{}", &unique[..8]), format!("{pool}/test-{}", &unique[..8]));
         ZfsStorage::prepare(&dataset, &state).await.unwrap();
         Ok(Self { pool, dataset, state, folder: tempfile::tempdir().unwrap() })
     }

@@ -38,13 +38,14 @@ struct Machines {
 /// Copies a file onto a device, but for the zeros.
 fn copy(from: &Path, to: &Path) {
     let (mut from, to) = (File::open(from).unwrap(), File::options().write(true).open(to).unwrap());
-    let (mut chunk, mut at) = (vec![0; 1 << 20], 0);
+    let zeros = vec![0; 1 << 20];
+    let (mut chunk, mut at) = (zeros.clone(), 0);
     loop {
         let count = from.read(&mut chunk).unwrap();
         if count == 0 {
             break;
         }
-        if chunk[..count].iter().any(|byte| *byte != 0) {
+        if chunk[..count] != zeros[..count] {
             to.write_all_at(&chunk[..count], at).unwrap();
         }
         at += count as u64;
