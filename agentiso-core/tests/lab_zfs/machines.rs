@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::Read,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, PermissionsExt},
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
@@ -59,7 +59,8 @@ impl Machines {
         let seed = PathBuf::from(std::env::var_os(SEED_VARIABLE).expect("a state folder with an image"));
         let fixture = Fixture::new().await.unwrap();
         // Where there is room for memory.
-        let home = tempfile::tempdir_in(seed.parent().unwrap()).unwrap();
+        let private = std::fs::Permissions::from_mode(0o700);
+        let home = tempfile::Builder::new().permissions(private).tempdir_in(seed.parent().unwrap()).unwrap();
         for part in ["lib", "images"] {
             let copied =
                 Command::new("cp").arg("-a").args([seed.join(part), home.path().join(part)]).status();
