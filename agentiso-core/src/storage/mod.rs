@@ -2,6 +2,7 @@
 
 mod chain;
 pub mod qcow2;
+pub mod zfs;
 
 use std::path::PathBuf;
 

@@ -82,25 +82,35 @@ pub(super) async fn capture(
         watch.lap("stop");
         monitor.save_devices(&target).await.map_err(failed)?;
         watch.lap("save devices");
-        match spec.disk {
-            DiskStep::Keep => {}
-            DiskStep::Pivot(to) => monitor.pivot(&to).await.map_err(failed)?,
-            DiskStep::Instant(snapshot) => snapshot.await.map_err(|error| HypervisorError::Control {
+        let instant = match spec.disk {
+            DiskStep::Keep => None,
+            DiskStep::Pivot(to) => {
+                monitor.pivot(&to).await.map_err(failed)?;
+                None
+            }
+            DiskStep::Instant(snapshot) => Some(snapshot),
+        };
+        watch.lap("move the disk");
+        let snapshot = async {
+            let Some(snapshot) = instant else { return Ok(()) };
+            snapshot.await.map_err(|error| HypervisorError::Control {
                 operation: "snapshot the disk of",
                 id: machine.id,
                 source: error.into(),
-            })?,
-        }
-        watch.lap("move the disk");
-        let copied = blocking(move || {
+            })
+        };
+        let copying = blocking(move || {
             let scan = |ram: &RamMapping| ram.written().map_err(memory_error);
             let begun = Instant::now();
             let runs = scan(&ram)?;
             let scanned = begun.elapsed();
             room.fill(&ram, &runs).map_err(memory_error)?;
             Ok((runs, room, scanned))
-        })
-        .await?;
+        });
+        // Whoever takes the snapshot waits for a disk most of the time. Both end before the machine runs again.
+        let (taken, copied) = tokio::join!(snapshot, copying);
+        taken?;
+        let copied = copied?;
         watch.split("find written pages", copied.2, "copy them");
         // What a machine that has run meanwhile had in its memory was of more than one moment.
         match monitor.run_state().await.map_err(failed)? {

@@ -64,10 +64,18 @@ pub(super) enum Cpu {
 pub(super) struct Layer {
     pub(super) id: LayerId,
     pub(super) format: LayerFormat,
+    pub(super) bytes_in: BytesIn,
     /// Opened read-only.
     pub(super) read: RawFd,
     /// Opened for reading and writing: the topmost layer only.
     pub(super) write: Option<RawFd>,
+}
+
+/// What holds a layer's bytes. QEMU wants to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BytesIn {
+    File,
+    BlockDevice,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -176,8 +184,9 @@ impl CommandLine {
         let mut backing: Option<&LayerId> = None;
         for (index, layer) in self.layers.iter().enumerate().rev() {
             let below = backing.map_or(Value::Null, |id| Value::from(node_name(id)));
-            let node =
-                block_node(&layer.id, layer.format, FIRST_LAYER_SET + index, layer.write.is_none(), below);
+            let set = FIRST_LAYER_SET + index;
+            let read_only = layer.write.is_none();
+            let node = block_node(&layer.id, layer.format, layer.bytes_in, set, read_only, below);
             words.option("-blockdev", &node.to_string());
             backing = Some(&layer.id);
         }
@@ -257,6 +266,7 @@ pub(super) fn layer_of_node(name: &str) -> Option<LayerId> {
 pub(super) fn block_node(
     layer: &LayerId,
     format: LayerFormat,
+    bytes_in: BytesIn,
     set: usize,
     read_only: bool,
     backing: Value,
@@ -267,7 +277,7 @@ pub(super) fn block_node(
         "read-only": read_only,
         "discard": "unmap",
         "file": {
-            "driver": "file",
+            "driver": match bytes_in { BytesIn::File => "file", BytesIn::BlockDevice => "host_device" },
             "filename": format!("/dev/fdset/{set}"),
             // The storage's records say who uses what. QEMU's locks would need a second writable descriptor.
             "locking": "off",

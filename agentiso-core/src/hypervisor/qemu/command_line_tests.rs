@@ -1,7 +1,8 @@
 use super::*;
 
 fn layer(digit: char, format: LayerFormat, read: RawFd, write: Option<RawFd>) -> Layer {
-    Layer { id: LayerId::parse(&digit.to_string().repeat(24)).unwrap(), format, read, write }
+    let id = LayerId::parse(&digit.to_string().repeat(24)).unwrap();
+    Layer { id, format, bytes_in: BytesIn::File, read, write }
 }
 
 fn machine() -> CommandLine {
@@ -77,6 +78,16 @@ fn emulated_machine_has_exactly_this_command_line() {
         }
     }
     assert_eq!(lines.join("\n"), expected);
+}
+
+#[test]
+fn layer_on_a_block_device_is_opened_as_one() {
+    let mut top = layer('b', LayerFormat::Raw, 20, Some(21));
+    top.bytes_in = BytesIn::BlockDevice;
+    let line = CommandLine { layers: vec![top], ..machine() }.words().join(" ");
+
+    assert!(line.contains(r#""driver":"host_device","filename":"/dev/fdset/3","locking":"off""#), "{line}");
+    assert!(!line.contains(r#""driver":"file""#), "{line}");
 }
 
 #[test]

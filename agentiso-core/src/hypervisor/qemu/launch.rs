@@ -398,6 +398,7 @@ fn arrange(
         layers.push(Layer {
             id: layer.id.clone(),
             format: layer.format,
+            bytes_in: monitor::bytes_in(&read, &layer.path)?,
             read: machine.pass(read).map_err(passing)?,
             write: write.map(|write| machine.pass(write)).transpose().map_err(passing)?,
         });

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::{net::UnixStream, time::timeout};
 
 use super::{
-    command_line::{Role, block_node, descriptor_label, layer_of_node, node_name},
+    command_line::{BytesIn, Role, block_node, descriptor_label, layer_of_node, node_name},
     files::Folder,
     qmp::{Qmp, QmpError},
     stream::layer_of_filter,
@@ -310,7 +310,8 @@ impl Monitor {
         let label = descriptor_label(&layer.id, Role::Read);
         let arguments = json!({ "fdset-id": set, "opaque": label });
         let _: Added = self.qmp.execute_with_fd("add-fd", arguments, read.as_fd(), QUICK).await?;
-        let node = block_node(&layer.id, layer.format, set, false, Value::Null);
+        let bytes_in = bytes_in(&write, &layer.path)?;
+        let node = block_node(&layer.id, layer.format, bytes_in, set, false, Value::Null);
         let _: Value = self.qmp.execute("blockdev-add", node, FLUSHING).await?;
         Ok(())
     }
@@ -362,6 +363,13 @@ impl Monitor {
 /// Opens a layer for reading and writing, and read-only: QEMU takes the second when the layer is frozen.
 pub(super) fn open_layer(layer: &DiskLayer) -> Result<(File, File), HypervisorError> {
     Ok((open_file(&layer.path, true)?, open_file(&layer.path, false)?))
+}
+
+/// What kind of file holds a layer that was opened.
+pub(super) fn bytes_in(file: &File, path: &Path) -> Result<BytesIn, HypervisorError> {
+    use std::os::unix::fs::FileTypeExt;
+    let kind = file.metadata().map_err(|e| super::files::io_error("inspect", path, e))?.file_type();
+    Ok(if kind.is_block_device() { BytesIn::BlockDevice } else { BytesIn::File })
 }
 
 /// Opens a regular file or a block device.
