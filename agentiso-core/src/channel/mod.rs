@@ -6,10 +6,12 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::types::WorkspaceId;
+use crate::{leases::LeaseError, types::WorkspaceId};
 
 pub mod client;
+mod lanes;
 pub mod serial;
+pub mod vsock;
 
 /// Reaches the agent of a machine.
 ///
@@ -135,6 +137,25 @@ pub enum ChannelError {
         id: WorkspaceId,
         /// How long was waited.
         waited: Duration,
+    },
+    /// A device this host lacks, with the remedy.
+    #[error("{what} is missing: {remedy}")]
+    Missing {
+        /// What.
+        what: String,
+        /// What to do about it.
+        remedy: String,
+    },
+    /// There is no address for the machine.
+    #[error("could not {operation} machine {id}")]
+    Address {
+        /// What was being done, as in "find an address for".
+        operation: &'static str,
+        /// Whose channel.
+        id: WorkspaceId,
+        /// What went wrong.
+        #[source]
+        source: LeaseError,
     },
     /// What the records say of the channel is not what this backend wrote, or could not be written.
     #[error("the channel record of machine {id} is not valid")]

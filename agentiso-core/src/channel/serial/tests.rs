@@ -11,8 +11,13 @@ use std::{
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use tokio::time::Instant;
+
 use super::*;
 use crate::types::WorkspaceId;
+
+/// The slot that [`Lane::Work`] never takes.
+const CONTROL_SLOT: u32 = SERIAL_SLOTS - 1;
 
 const SOON: Duration = Duration::from_secs(10);
 

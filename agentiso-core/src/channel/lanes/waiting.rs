@@ -1,4 +1,4 @@
-//! Sleeping until a slot becomes free.
+//! Sleeping until a lane becomes free.
 //!
 //! A lock that is released wakes nobody but those who block on that very lock, and a blocked thread cannot be
 //! cancelled. So waiters watch the folder with inotify instead: a holder keeps its lock file open for writing and
@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout_at},
 };
 
-use super::{slots::RunDir, sys};
+use super::{folder::RunDir, sys};
 use crate::channel::ChannelError;
 
 /// After a report a waiter looks again after this long, then after twice as long, and so on.
@@ -30,16 +30,16 @@ const LAST_LOOK: Duration = Duration::from_millis(256);
 /// How often a waiter looks when the user's limit of inotify instances (128 by default) is used up.
 const LOOK_WITHOUT_INOTIFY: Duration = Duration::from_millis(50);
 
-/// Rings when a slot of one machine may have become free.
-pub(super) struct SlotBell {
+/// Rings when a lane of one machine may have become free.
+pub(super) struct LaneBell {
     /// `None` where the host has no inotify instance left.
     inotify: Option<AsyncFd<OwnedFd>>,
     /// When to look again without a report; doubles up to [`LAST_LOOK`], then `None`.
     next_look: Option<Duration>,
 }
 
-impl SlotBell {
-    /// Begins to listen. Every slot that is given back from now on is heard.
+impl LaneBell {
+    /// Begins to listen. Every lane that is given back from now on is heard.
     pub(super) fn hang(run_dir: &RunDir) -> Result<Self, ChannelError> {
         let watch = || {
             let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
@@ -56,7 +56,7 @@ impl SlotBell {
         Ok(Self { inotify, next_look: None })
     }
 
-    /// Sleeps until it is worth looking for a free slot again; `false` once the deadline has passed.
+    /// Sleeps until it is worth looking for a free lane again; `false` once the deadline has passed.
     pub(super) async fn wait_until(&mut self, deadline: Instant) -> Result<bool, ChannelError> {
         let now = Instant::now();
         if now >= deadline {

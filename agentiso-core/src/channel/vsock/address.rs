@@ -1,0 +1,128 @@
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    ops::RangeInclusive,
+    os::fd::OwnedFd,
+    path::PathBuf,
+};
+
+use super::{COOL_DOWN, sys};
+use crate::{
+    channel::ChannelError,
+    leases::{LeaseError, LeaseKind, Leases},
+    types::WorkspaceId,
+};
+
+const DEVICE: &str = "/dev/vhost-vsock";
+
+/// The smallest that a guest can have, and the largest: the next one means "any".
+const FIRST: u32 = 3;
+const LAST: u32 = u32::MAX - 1;
+
+/// How many context ids that others on this host have are passed over for one machine.
+const MOST_TAKEN: u32 = 1024;
+
+/// The part of a range that guests can have.
+pub(super) fn usable(cids: &RangeInclusive<u32>) -> RangeInclusive<u32> {
+    (*cids.start()).max(FIRST)..=(*cids.end()).min(LAST)
+}
+
+/// Where context ids are claimed.
+#[derive(Clone, Debug)]
+pub(super) struct Device {
+    path: PathBuf,
+    /// What claims one on an open device.
+    claim: fn(&File, u32) -> io::Result<()>,
+}
+
+/// A context id that is ours as long as the descriptor, or a copy of it, is open.
+#[derive(Debug)]
+pub(super) struct Claimed {
+    pub(super) cid: u32,
+    pub(super) vhost: OwnedFd,
+}
+
+impl Device {
+    /// The host's, if it can be opened.
+    pub(super) fn find() -> Result<Self, ChannelError> {
+        let device = Self { path: DEVICE.into(), claim: sys::set_guest_cid };
+        device.open().map(|_| device)
+    }
+
+    /// A pretended one.
+    #[cfg(test)]
+    pub(super) fn pretended(path: PathBuf, claim: fn(&File, u32) -> io::Result<()>) -> Self {
+        Self { path, claim }
+    }
+
+    fn open(&self) -> Result<File, ChannelError> {
+        OpenOptions::new().read(true).write(true).open(&self.path).map_err(|source| {
+            let what = format!("{} ({source})", self.path.display());
+            let remedy = match source.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    "let this user open it (`setfacl -m u:USER:rw` or a udev rule), run as root, or use the serial channel"
+                }
+                io::ErrorKind::NotFound => "load the module vhost_vsock (`modprobe vhost_vsock`), or use the serial channel",
+                _ => match source.raw_os_error() {
+                    Some(libc::ENODEV | libc::ENXIO) => {
+                        "load the module vhost_vsock (`modprobe vhost_vsock`), or use the serial channel"
+                    }
+                    _ => return ChannelError::Io { operation: "open", object: self.path.display().to_string(), source },
+                },
+            };
+            ChannelError::Missing { what, remedy: remedy.to_owned() }
+        })
+    }
+
+    /// Claims a context id; `None` if somebody on this host has it.
+    fn claim(&self, cid: u32) -> Result<Option<OwnedFd>, ChannelError> {
+        let device = self.open()?;
+        match (self.claim)(&device, cid) {
+            Ok(()) => Ok(Some(device.into())),
+            Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => Ok(None),
+            Err(source) => {
+                let object = format!("context id {cid} of {}", self.path.display());
+                Err(ChannelError::Io { operation: "claim", object, source })
+            }
+        }
+    }
+}
+
+/// Takes a context id for a machine that nobody on this host has, and not the one that it had before. Blocks. On
+/// failure it may have one that is to be given back.
+pub(super) fn claim(
+    device: &Device,
+    leases: &dyn Leases,
+    cids: &RangeInclusive<u32>,
+    id: WorkspaceId,
+) -> Result<Claimed, ChannelError> {
+    let failed = |source| ChannelError::Address { operation: "find a context id for", id, source };
+    for _ in 0..=MOST_TAKEN {
+        // What it had, or what was just found to be taken, is of no use to it.
+        give_back(leases, id)?;
+        let cid = leases.take(LeaseKind::VsockCid, id, cids.clone(), COOL_DOWN).map_err(failed)?;
+        match device.claim(cid)? {
+            Some(vhost) => return Ok(Claimed { cid, vhost }),
+            None => tracing::debug!(cid, "another program on this host has this context id"),
+        }
+    }
+    Err(failed(LeaseError::Exhausted { count: MOST_TAKEN, cool_down: COOL_DOWN }))
+}
+
+/// Gives a machine's context id back. None: no effect. Blocks.
+pub(super) fn give_back(leases: &dyn Leases, id: WorkspaceId) -> Result<(), ChannelError> {
+    leases.give_back(LeaseKind::VsockCid, id).map_err(|source| ChannelError::Address {
+        operation: "give back the context id of",
+        id,
+        source,
+    })
+}
+
+/// Who has which context id. Blocks.
+pub(super) fn held(leases: &dyn Leases, id: WorkspaceId) -> Result<Vec<(u32, WorkspaceId)>, ChannelError> {
+    leases.held(LeaseKind::VsockCid).map_err(|source| ChannelError::Address {
+        operation: "look up the context id of",
+        id,
+        source,
+    })
+}
