@@ -147,6 +147,7 @@ impl Engine {
             self.backends.hypervisor.image_key(),
             self.backends.storage.capabilities().name,
             self.backends.channel.capabilities().name,
+            self.backends.network.capabilities().name,
             image.base.to_string(),
             format!("{vcpus} {memory_mb} {disk_gb}"),
             installed.join(" "),

@@ -39,9 +39,10 @@ use async_trait::async_trait;
 use rustix::process::Signal;
 
 use self::{
+    command_line::SERIAL_PORTS,
     files::Folder,
     launch::{Details, KILL_LIMIT, LAST_WORDS_LIMIT},
-    memory::image::{Images, LAYOUT, Shape},
+    memory::image::{Card, Images, LAYOUT, Shape},
     monitor::{Monitor, MonitorError, RunState},
     stream::Streamed,
 };
@@ -51,6 +52,7 @@ use super::{
 };
 use crate::{
     channel::ChannelDevice,
+    network::NicBackend,
     process,
     storage::{DiskLayer, LayerId, ShortenPlan},
     types::{MemoryMib, ProcessRef, SnapshotId, VcpuCount, WorkspaceId},
@@ -91,7 +93,44 @@ pub struct Qemu {
     accelerator: Accelerator,
     cpu: String,
     tsc_khz: u64,
+    devices: Option<DeviceKinds>,
 }
+
+/// What the machines of a state folder have in common that others decide: a memory image of a machine with other devices
+/// is of no use to them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceKinds {
+    /// How the host reaches the agents.
+    pub channel: ChannelKind,
+    /// What network cards are connected to.
+    pub nic: NicKind,
+}
+
+/// Which of [`ChannelDevice`] a machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChannelKind {
+    /// Virtio-serial ports.
+    Serial,
+    /// A vhost-vsock device.
+    Vsock,
+}
+
+/// Which of [`NicBackend`] a machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NicKind {
+    /// A stream socket.
+    Stream,
+    /// A TAP device.
+    Tap,
+}
+
+/// A channel of virtio-serial ports, as images have it.
+fn serial(ports: usize) -> String {
+    format!("serial-{ports}")
+}
+
+/// A channel over vsock, as images have it.
+const VSOCK: &str = "vsock";
 
 impl Qemu {
     /// Finds out what there is. The first time takes about a quarter of a second; what was found is kept in the state
@@ -119,20 +158,33 @@ impl Qemu {
             .await
             .map_err(|e| files::io_error("measure the clock for", &state_dir, e.into()))??;
         let cpu = cpu::describe(accelerator);
-        Ok(Self { state_dir, state_id, program, shim, accelerator, cpu, tsc_khz })
+        Ok(Self { state_dir, state_id, program, shim, accelerator, cpu, tsc_khz, devices: None })
+    }
+
+    /// Says which devices machines will be given, so that an image of a machine with others says that it cannot be used
+    /// ([`MemoryImage::obstacle`]). Without it, that is found out when one is to be started from it.
+    #[must_use]
+    pub fn with_devices(mut self, devices: DeviceKinds) -> Self {
+        self.devices = Some(devices);
+        self
     }
 
     /// What a machine has in common with those that can be started from its memory.
     fn shape(&self, spec: &LaunchSpec) -> Shape {
         let channel = match &spec.channel {
-            ChannelDevice::Serial(slots) => format!("serial-{}", slots.len()),
-            ChannelDevice::Vsock { .. } => "vsock".to_owned(),
+            ChannelDevice::Serial(slots) => serial(slots.len()),
+            ChannelDevice::Vsock { .. } => VSOCK.to_owned(),
         };
-        self.shape_here(spec.vcpus, spec.memory, channel, spec.nic.is_some())
+        let card = match spec.nic.as_ref().map(|nic| &nic.backend) {
+            None => Card::None,
+            Some(NicBackend::Stream(_)) => Card::Stream,
+            Some(NicBackend::Tap(_)) => Card::Tap,
+        };
+        self.shape_here(spec.vcpus, spec.memory, channel, card)
     }
 
     /// The shape of a machine with these parts, started here and now.
-    fn shape_here(&self, vcpus: VcpuCount, memory: MemoryMib, channel: String, nic: bool) -> Shape {
+    fn shape_here(&self, vcpus: VcpuCount, memory: MemoryMib, channel: String, nic: Card) -> Shape {
         Shape {
             layout: LAYOUT,
             qemu: self.program.version.clone(),
@@ -201,7 +253,19 @@ impl MachineMemory for Qemu {
         let image = Images::of(&self.state_dir).open(image)?;
         // What else a machine has in common with it is up to whoever starts one.
         let shape = image.shape();
-        let now = self.shape_here(shape.vcpus, shape.memory, shape.channel.clone(), shape.nic);
+        let channel = match self.devices.map(|devices| devices.channel) {
+            None => shape.channel.clone(),
+            Some(ChannelKind::Serial) => serial(SERIAL_PORTS),
+            Some(ChannelKind::Vsock) => VSOCK.to_owned(),
+        };
+        let card = match self.devices.map(|devices| devices.nic) {
+            // Who starts a machine without one knows of it.
+            _ if shape.nic == Card::None => Card::None,
+            None => shape.nic,
+            Some(NicKind::Stream) => Card::Stream,
+            Some(NicKind::Tap) => Card::Tap,
+        };
+        let now = self.shape_here(shape.vcpus, shape.memory, channel, card);
         image.describe(&now)
     }
 

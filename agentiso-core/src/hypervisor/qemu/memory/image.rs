@@ -29,6 +29,52 @@ const PARTIAL: &str = ".partial";
 /// state could notice.
 pub(in super::super) const LAYOUT: u32 = 1;
 
+/// What a machine's network card is connected to, as an image has it. A tap takes work off the guest's hands that a
+/// stream does not, which the guest's driver knows of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "CardRecord", rename_all = "snake_case")]
+pub(in super::super) enum Card {
+    None,
+    Stream,
+    Tap,
+}
+
+/// As it is recorded. Once it was only said whether there is one, when all were streams.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum CardRecord {
+    Present(bool),
+    Kind(CardKind),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum CardKind {
+    None,
+    Stream,
+    Tap,
+}
+
+impl From<CardRecord> for Card {
+    fn from(record: CardRecord) -> Self {
+        match record {
+            CardRecord::Present(false) | CardRecord::Kind(CardKind::None) => Self::None,
+            CardRecord::Present(true) | CardRecord::Kind(CardKind::Stream) => Self::Stream,
+            CardRecord::Kind(CardKind::Tap) => Self::Tap,
+        }
+    }
+}
+
+impl std::fmt::Display for Card {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Stream => "stream",
+            Self::Tap => "tap",
+        })
+    }
+}
+
 /// Nobody writes to a base again. Machines that run under user ids of their own open it through
 /// [`open_for`](crate::process::open_for).
 const BASE_MODE: u32 = 0o400;
@@ -52,7 +98,7 @@ pub(in super::super) struct Shape {
     pub(in super::super) vcpus: VcpuCount,
     pub(in super::super) memory: MemoryMib,
     pub(in super::super) channel: String,
-    pub(in super::super) nic: bool,
+    pub(in super::super) nic: Card,
 }
 
 impl Shape {
@@ -80,7 +126,7 @@ impl Shape {
             () if self.channel != image.channel => {
                 differs("a channel of kind", &image.channel, &self.channel)
             }
-            () if self.nic != image.nic => differs("a network card:", &image.nic, &self.nic),
+            () if self.nic != image.nic => differs("a network card of kind", &image.nic, &self.nic),
             () => None,
         }
     }
@@ -338,7 +384,7 @@ mod tests {
             vcpus: VcpuCount::new(2).unwrap(),
             memory: MemoryMib::new(128).unwrap(),
             channel: "serial".into(),
-            nic: true,
+            nic: Card::Stream,
         }
     }
 
@@ -428,10 +474,19 @@ mod tests {
             other(&|image| image.vcpus = VcpuCount::new(1).unwrap()),
             other(&|image| image.memory = MemoryMib::new(256).unwrap()),
             other(&|image| image.channel = "vsock".into()),
-            other(&|image| image.nic = false),
+            other(&|image| image.nic = Card::None),
+            other(&|image| image.nic = Card::Tap),
         ] {
             assert!(changed.is_some());
         }
+    }
+
+    #[test]
+    fn card_of_an_older_image_is_a_stream() {
+        let mut older = serde_json::to_value(shape()).unwrap();
+        assert_eq!(older["nic"], "stream");
+        older["nic"] = true.into();
+        assert_eq!(serde_json::from_value::<Shape>(older).unwrap(), shape());
     }
 
     #[test]
