@@ -1,0 +1,90 @@
+//! The whole engine with real machines, and this channel.
+
+use std::collections::BTreeSet;
+
+use agentiso_core::{ForkSpec, Host, Workspace, WorkspaceSpec, WorkspaceState};
+
+use crate::fixture::{held, home, open_host};
+
+async fn host() -> Option<Host> {
+    match home() {
+        Ok(_) => Some(open_host().await),
+        Err(reason) => {
+            println!("skipped: {reason}");
+            None
+        }
+    }
+}
+
+async fn throwaway(host: &Host) -> Workspace {
+    let mut spec = WorkspaceSpec::new("debian");
+    spec.throwaway = true;
+    host.create(spec).await.unwrap()
+}
+
+async fn sh(workspace: &Workspace, line: &str) -> String {
+    let output = workspace.exec(line).await.unwrap();
+    assert!(output.success(), "{line}: {}", output.stderr_text());
+    output.stdout_text().trim().to_owned()
+}
+
+fn cid_of(workspace: &Workspace) -> u32 {
+    let id = workspace.id();
+    held().into_iter().find(|(_, owner)| *owner == id).expect("it has a context id").0
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workspaces_are_made_forked_live_and_restored_with_context_ids_of_their_own() {
+    let Some(host) = host().await else { return };
+    let parent = throwaway(&host).await;
+    assert!(parent.info().await.unwrap().isolation.channel.contains("vsock"));
+    assert_eq!(sh(&parent, "ls /sys/class/virtio-ports | wc -l").await, "0", "no serial port");
+    let mut seen = BTreeSet::from([cid_of(&parent)]);
+    sh(&parent, "echo kept > /dev/shm/file").await;
+    let counting = "sh -c 'n=0; while true; do n=$((n+1)); echo $n > /dev/shm/count; sleep 0.1; done' \
+                    > /dev/null 2>&1 & echo $!";
+    let pid = sh(&parent, counting).await;
+    // Open while the machine is captured: it goes on in the parent.
+    let long = {
+        let parent = parent.clone();
+        tokio::spawn(async move {
+            sh(&parent, "echo begun; until test -e /dev/shm/go; do sleep 0.1; done; echo ended").await
+        })
+    };
+    sh(&parent, "until test -s /dev/shm/count; do sleep 0.1; done").await;
+
+    let report = parent.fork(ForkSpec { count: 2, ..ForkSpec::default() }).await.unwrap();
+
+    assert!(report.failures.is_empty(), "{:?}", report.failures);
+    println!("the parent stood still: {:?}", report.standstill);
+    let goes_on = format!(
+        "kill -0 {pid} && n=$(cat /dev/shm/count); until test $(cat /dev/shm/count) -gt $n; do sleep 0.1; done"
+    );
+    for worker in &report.workers {
+        assert_eq!(worker.state, WorkspaceState::Running);
+        let fork = host.workspace(&worker.name).await.unwrap();
+        assert!(seen.insert(cid_of(&fork)), "{seen:?}");
+        assert_eq!(sh(&fork, "cat /dev/shm/file").await, "kept");
+        sh(&fork, &goes_on).await;
+        assert_eq!(sh(&fork, "hostname").await, fork.name());
+    }
+    sh(&parent, &goes_on).await;
+    sh(&parent, "touch /dev/shm/go").await;
+    assert_eq!(long.await.unwrap(), "begun\nended");
+
+    parent.snapshot("before").await.unwrap();
+    sh(&parent, "echo changed > /dev/shm/file").await;
+    parent.restore("before").await.unwrap();
+    assert!(seen.insert(cid_of(&parent)), "a restored machine has a new one: {seen:?}");
+    assert_eq!(sh(&parent, "cat /dev/shm/file").await, "kept");
+
+    for worker in &report.workers {
+        host.workspace(&worker.name).await.unwrap().destroy().await.unwrap();
+    }
+    parent.destroy().await.unwrap();
+    assert_eq!(held(), []);
+    let again = throwaway(&host).await;
+    assert!(seen.insert(cid_of(&again)), "handed out again within the cool-down: {seen:?}");
+    again.destroy().await.unwrap();
+    host.close().await;
+}
