@@ -53,6 +53,7 @@ pub(crate) struct Detached {
     file_bytes: Option<u64>,
     threads: Option<u64>,
     any_reader: bool,
+    cgroup: Option<OwnedFd>,
 }
 
 impl Detached {
@@ -74,6 +75,7 @@ impl Detached {
             file_bytes: None,
             threads: None,
             any_reader: false,
+            cgroup: None,
         }
     }
 
@@ -152,6 +154,12 @@ impl Detached {
         self
     }
 
+    /// The group that it enters before anything else, by its open `cgroup.procs`; its starter's unless said.
+    pub(crate) fn cgroup(&mut self, entrance: Option<OwnedFd>) -> &mut Self {
+        self.cgroup = entrance;
+        self
+    }
+
     /// Starts it. Returns once the program itself runs (its `exec` was done). Blocks for some milliseconds.
     ///
     /// # Errors
@@ -194,6 +202,7 @@ impl Detached {
         drop(report_low);
         let executable = lift(&executable)?;
         let ruleset = ruleset.as_ref().map(|fd| lift(fd)).transpose()?;
+        let cgroup = self.cgroup.as_ref().map(|fd| lift(fd)).transpose()?;
         let stdin = lift(&null)?;
         let stdout = lift(self.stdout.as_ref().map_or(&null as &dyn AsFd, |fd| fd))?;
         let stderr = lift(self.stderr.as_ref().map_or(&null as &dyn AsFd, |fd| fd))?;
@@ -211,6 +220,7 @@ impl Detached {
             executable: executable.as_raw_fd(),
             words: &words,
             environment: &environment,
+            cgroup: cgroup.as_ref().map(AsRawFd::as_raw_fd),
             sources: &sources,
             limits: &limits,
             uid: self.uid.map(|uid| uid.0),

@@ -7,8 +7,10 @@
 //! * `reaper` collects what `Detached` started, and only that.
 //! * [`FileRules`] is what Landlock will let a program open.
 //! * `idmap` opens files of root's for one machine's user id alone.
+//! * `cgroup` limits a process from outside of it.
 //! * `scan` finds processes of a state folder. `yama` tells who may read their memory.
 
+pub(crate) mod cgroup;
 mod detached;
 mod idmap;
 mod landlock;

@@ -29,6 +29,8 @@ pub(super) struct ChildPlan<'a> {
     pub(super) words: &'a [CString],
     /// Its environment.
     pub(super) environment: &'a [CString],
+    /// Where its group is entered (`cgroup.procs`).
+    pub(super) cgroup: Option<RawFd>,
     /// What becomes descriptor 0, 1, 2 and so on. All of them, and every other descriptor in the plan, are numbers
     /// above these.
     pub(super) sources: &'a [RawFd],
@@ -128,6 +130,7 @@ steps! {
     Landlock 13 "confine itself to its files (Landlock)",
     Filter 14 "install its system call filter (seccomp)",
     Execute 15 "execute it",
+    Group 16 "enter its group (cgroup)",
 }
 
 /// What a child that did not reach its program says.
@@ -231,6 +234,12 @@ fn follow(plan: &ChildPlan<'_>, words: &[*const c_char], environment: &[*const c
     // SAFETY: a string with its NUL.
     if unsafe { libc::chdir(c"/".as_ptr()) } < 0 {
         return Step::Folder;
+    }
+    if let Some(entrance) = plan.cgroup {
+        // SAFETY: a buffer with its length. 0 stands for the process that writes it.
+        if unsafe { libc::write(entrance, c"0".as_ptr().cast(), 1) } < 0 {
+            return Step::Group;
+        }
     }
     write_oom_score(plan.oom_score);
     use_small_pages();

@@ -4,7 +4,7 @@ use std::{any::Any, path::PathBuf, sync::Arc, time::Duration};
 
 use agentiso_core::{
     Backends, Config, Host, Layout, WorkspaceSpec,
-    channel::{ChannelDevice, ChannelRecord, ChannelSpec, GuestChannel, vsock::VsockChannel},
+    channel::{ChannelDevice, ChannelRecord, ChannelSpec, GuestChannel, Lane, vsock::VsockChannel},
     hypervisor::{
         Hypervisor, LaunchSpec, Machine, MachineMemory, Start,
         qemu::{ChannelKind, DeviceKinds, NicKind, Qemu, QemuConfig},
@@ -18,7 +18,13 @@ use agentiso_core::{
         DiskOrigin, Storage,
         qcow2::{Qcow2Config, Qcow2Storage},
     },
-    testkit::{contract::channel::ChannelFixture, leases},
+    testkit::{
+        contract::{
+            PATIENCE,
+            channel::{ChannelFixture, ping},
+        },
+        leases,
+    },
     types::{DiskId, MachineUid, SnapshotId, WorkspaceId},
 };
 use async_trait::async_trait;
@@ -174,6 +180,9 @@ impl ChannelFixture for Fixture {
             run_dir,
         };
         let machine = hypervisor.launch(spec).await.unwrap();
+        // Its kernel takes over its new context id first.
+        let mut stream = self.open().await.connect(record, Lane::Control, PATIENCE).await.unwrap();
+        ping(&mut stream).await;
         Box::new(Running { machine, disk, _peer: near })
     }
 }

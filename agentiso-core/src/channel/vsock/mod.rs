@@ -61,7 +61,7 @@ const LANES: u32 = MAX_CONNECTIONS as u32;
 
 /// How long one attempt to connect may take: at first, and at most. A machine that was just restored loses what arrives
 /// before its kernel has taken over its context id, without a word.
-const FIRST_PATIENCE: Duration = Duration::from_millis(200);
+const FIRST_PATIENCE: Duration = Duration::from_millis(20);
 const MOST_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Pause before another attempt when the guest's kernel says that nobody listens: its agent is about to.

@@ -30,6 +30,7 @@ use crate::{
     channel::ChannelDevice,
     hypervisor::{Accelerator, HypervisorError, LaunchSpec, Machine, MachineLog, Start, log::printable},
     network::NicBackend,
+    process::cgroup::{Cgroup, CgroupError},
     process::{self, Detached, FileRules, SpawnError, Started, program_folders, start_name},
     types::{MachineUid, ProcessRef, SnapshotId, WorkspaceId},
 };
@@ -50,7 +51,7 @@ const ERROR_LOG_BYTES: u64 = 4096;
 const OPEN_FILES: u64 = 1024;
 
 /// Threads that QEMU may have, where they can be counted for it alone: vCPUs, up to 64 disk workers, its own few.
-const THREADS: u64 = 256;
+pub(super) const THREADS: u64 = 256;
 
 /// Why most machines that do not start do not start.
 const ENDED: &str = "QEMU ended before it had built the machine";
@@ -66,6 +67,9 @@ pub(super) struct Details {
     /// What a machine that is started from its memory must look like.
     #[serde(default)]
     pub(super) shape: Option<Shape>,
+    /// The group that it is in, if it is limited.
+    #[serde(default)]
+    pub(super) cgroup: Option<PathBuf>,
 }
 
 /// The link to the base that a machine's RAM is a private mapping of.
@@ -96,6 +100,8 @@ struct Underway {
     id: WorkspaceId,
     machine: Started,
     console: Started,
+    /// Removed after its process.
+    cgroup: Option<Cgroup>,
     files: Files,
     expected: verify::Expected,
     shape: Shape,
@@ -240,9 +246,11 @@ impl Underway {
         let details = serde_json::to_value(Details {
             console: self.console.process().clone(),
             shape: Some(self.shape),
+            cgroup: self.cgroup.as_ref().map(|group| group.path().to_owned()),
         })
         .map_err(|error| io_error("record", &run_dir, error.into()))?;
         self.files.keep = true;
+        self.cgroup.take().map(Cgroup::keep);
         self.console.keep();
         Ok(Machine { id: self.id, process: self.machine.keep(), run_dir, details })
     }
@@ -271,6 +279,11 @@ fn start(qemu: &Qemu, spec: LaunchSpec) -> Result<Underway, HypervisorError> {
     let expected_stdio = stdio.iter().map(identity).collect::<io::Result<Vec<_>>>().map_err(pipe_error)?;
     let file_bytes = most_file_bytes(&spec);
     let shape = qemu.shape(&spec);
+    let limited = |error| launch_failed(id, "its limits could not be set", error);
+    let cgroup = qemu.limiter.as_ref().map(|limiter| limiter.cgroups.make(id, &limiter.of(&spec)));
+    let cgroup = cgroup.transpose().map_err(limited)?;
+    let group_name = qemu.limiter.as_ref().zip(cgroup.as_ref());
+    let group_name = group_name.map(|(limiter, group)| limiter.cgroups.name_of(group.path()));
     let Arranged { words, rules, restore } =
         arrange(qemu, &name, spec, &shape, folder, console_far.into(), &mut machine)?;
     let Inheritance { mut detached, mut identities } = machine;
@@ -279,6 +292,7 @@ fn start(qemu: &Qemu, spec: LaunchSpec) -> Result<Underway, HypervisorError> {
     let [stdout, stderr] = stdio;
     detached.args(words).stdout(stdout).stderr(stderr).env("LC_ALL", "C").uid(uid).files(rules);
     detached.open_files(OPEN_FILES).file_bytes(file_bytes);
+    detached.cgroup(cgroup.as_ref().map(Cgroup::entrance).transpose().map_err(limited)?);
     if uid.is_some() {
         detached.threads(THREADS);
     } else {
@@ -293,11 +307,16 @@ fn start(qemu: &Qemu, spec: LaunchSpec) -> Result<Underway, HypervisorError> {
         by_root: uid.is_some(),
         passed: identities,
         open_files: OPEN_FILES,
+        group: group_name,
     };
-    Ok(Underway { id, machine, console, files, expected, shape, restore })
+    Ok(Underway { id, machine, console, cgroup, files, expected, shape, restore })
 }
 
 fn spawn_error(id: WorkspaceId, reason: &str, error: SpawnError) -> HypervisorError {
+    HypervisorError::Launch { id, reason: reason.to_owned(), log: String::new(), source: Some(error.into()) }
+}
+
+fn launch_failed(id: WorkspaceId, reason: &str, error: CgroupError) -> HypervisorError {
     HypervisorError::Launch { id, reason: reason.to_owned(), log: String::new(), source: Some(error.into()) }
 }
 

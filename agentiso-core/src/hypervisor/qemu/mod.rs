@@ -5,7 +5,7 @@
 //!   process is confined as asked.
 //! * `qmp`: QEMU's protocol. `monitor`: conversations in it. `stream`: those about shortening a disk's chain.
 //! * `memory`: what machines have written, kept and put back. `capture`: how it is taken from a machine that runs.
-//! * `usage`: how much memory a machine takes up.
+//! * `limits`: what a machine's process may use. `usage`: how much memory a machine takes up.
 //! * `files`: folders, sockets and small files.
 //!
 //! A machine is one QEMU process and one `agentiso-shim console` process that writes its logs. Neither is tied to the
@@ -21,6 +21,7 @@ mod cpu;
 mod files;
 mod find;
 mod launch;
+mod limits;
 mod memory;
 mod monitor;
 mod qmp;
@@ -38,6 +39,7 @@ use std::{
 use async_trait::async_trait;
 use rustix::process::Signal;
 
+pub use self::limits::{DiskLimits, MachineLimits};
 use self::{
     command_line::SERIAL_PORTS,
     files::Folder,
@@ -94,6 +96,9 @@ pub struct Qemu {
     cpu: String,
     tsc_khz: u64,
     devices: Option<DeviceKinds>,
+    limiter: Option<limits::Limiter>,
+    /// Why nothing is limited.
+    unlimited: String,
 }
 
 /// What the machines of a state folder have in common that others decide: a memory image of a machine with other devices
@@ -104,6 +109,17 @@ pub struct DeviceKinds {
     pub channel: ChannelKind,
     /// What network cards are connected to.
     pub nic: NicKind,
+}
+
+/// What a machine uses of what it is limited to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MachineUsage {
+    /// Memory that is counted for it, its share of the page cache included, in bytes.
+    pub memory_bytes: u64,
+    /// CPU time since it was started.
+    pub cpu_time: Duration,
+    /// Its threads.
+    pub threads: u64,
 }
 
 /// Which of [`ChannelDevice`] a machine has.
@@ -158,7 +174,20 @@ impl Qemu {
             .await
             .map_err(|e| files::io_error("measure the clock for", &state_dir, e.into()))??;
         let cpu = cpu::describe(accelerator);
-        Ok(Self { state_dir, state_id, program, shim, accelerator, cpu, tsc_khz, devices: None })
+        let unlimited = "no limits were asked for".to_owned();
+        let (devices, limiter) = (None, None);
+        Ok(Self {
+            state_dir,
+            state_id,
+            program,
+            shim,
+            accelerator,
+            cpu,
+            tsc_khz,
+            devices,
+            limiter,
+            unlimited,
+        })
     }
 
     /// Says which devices machines will be given, so that an image of a machine with others says that it cannot be used
@@ -167,6 +196,32 @@ impl Qemu {
     pub fn with_devices(mut self, devices: DeviceKinds) -> Self {
         self.devices = Some(devices);
         self
+    }
+
+    /// Limits what each machine that is launched from now on may use of the host, and removes the groups that are left of
+    /// machines that are gone.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Missing`] if limits are required and cannot be had here, with the remedy.
+    pub fn with_limits(mut self, limits: MachineLimits) -> Result<Self, HypervisorError> {
+        let required = limits.required;
+        match limits::Limiter::open(limits, &self.state_id) {
+            Ok(limiter) => self.limiter = Some(limiter),
+            Err(error) if required => return Err(error),
+            Err(error) => self.unlimited = limits::chain(&error),
+        }
+        Ok(self)
+    }
+
+    /// What a machine uses of what it is limited to; `None` if it is not limited, or gone. Asks the kernel only.
+    pub fn usage(&self, machine: &Machine) -> Option<MachineUsage> {
+        let details: Details = serde_json::from_value(machine.details.clone()).ok()?;
+        let used = process::cgroup::used(&details.cgroup?).ok()?;
+        Some(MachineUsage {
+            memory_bytes: used.memory_bytes,
+            cpu_time: Duration::from_micros(used.cpu_us),
+            threads: used.tasks,
+        })
     }
 
     /// What a machine has in common with those that can be started from its memory.
@@ -226,6 +281,16 @@ impl Qemu {
             monitor.leave_layers(plan).await.map_err(|error| failed(operation, machine, error))?;
         }
         Ok(streamed.into())
+    }
+}
+
+/// Removes the group of a process that has ended.
+async fn remove_group(group: PathBuf) -> Result<(), HypervisorError> {
+    let path = group.clone();
+    let failed = |error| files::io_error("remove group", &path, std::io::Error::other(error));
+    match tokio::task::spawn_blocking(move || process::cgroup::remove(&group)).await {
+        Ok(removed) => removed.map_err(failed),
+        Err(error) => Err(files::io_error("remove group", &path, error.into())),
     }
 }
 
@@ -299,7 +364,17 @@ impl Hypervisor for Qemu {
                 );
             }
         }
-        open.push("the host memory that QEMU uses beyond the guest's is not limited".to_owned());
+        if self.limiter.is_some() {
+            confinement.push(
+                "a group of its own per machine that limits memory, CPU time and threads (cgroup v2)"
+                    .to_owned(),
+            );
+        } else {
+            open.push(format!(
+                "the host memory that QEMU uses beyond the guest's, and its CPU time, are not limited: {}",
+                self.unlimited
+            ));
+        }
         HypervisorCapabilities {
             name: format!("QEMU {}", self.program.version),
             accelerator: self.accelerator,
@@ -405,7 +480,10 @@ impl Hypervisor for Qemu {
     async fn kill(&self, machine: &Machine) -> Result<(), HypervisorError> {
         self.kill_process(&machine.process).await?;
         // A record without it can only be damaged: the scan for strays finds the process then.
-        if let Ok(Details { console, .. }) = serde_json::from_value(machine.details.clone()) {
+        if let Ok(Details { console, cgroup, .. }) = serde_json::from_value(machine.details.clone()) {
+            if let Some(group) = cgroup {
+                remove_group(group).await?;
+            }
             // It ends by itself when it has written down what the machine printed last.
             if !matches!(console.wait_exit(LAST_WORDS_LIMIT).await, Ok(true)) {
                 self.kill_process(&console).await?;
@@ -458,9 +536,15 @@ impl Hypervisor for Qemu {
             object: format!("process {}", process.pid),
             source,
         };
+        // A stray one's group goes with it, and is known only as long as it lives.
+        let group = self.limiter.as_ref().filter(|_| process.is_alive());
+        let group = group.and_then(|limiter| limiter.cgroups.group_of(process.pid));
         process.signal(Signal::KILL).map_err(failed)?;
         match process.wait_exit(KILL_LIMIT).await {
-            Ok(true) => Ok(()),
+            Ok(true) => match group {
+                Some(group) => remove_group(group).await,
+                None => Ok(()),
+            },
             Ok(false) => Err(failed(std::io::Error::from(std::io::ErrorKind::TimedOut))),
             Err(error) => Err(failed(error)),
         }

@@ -14,6 +14,8 @@ pub(super) struct Expected {
     pub(super) passed: HashSet<(u64, u64)>,
     /// Its limit of descriptors.
     pub(super) open_files: u64,
+    /// The line of its group of cgroup v2, where it is limited.
+    pub(super) group: Option<String>,
 }
 
 /// Sockets that a process may have beyond those it was given: the accepted connection on its control socket.
@@ -46,6 +48,10 @@ pub(super) fn check(pid: u32, expected: &Expected) -> Result<(), String> {
     if threads == 0 {
         return Err("it has no threads".to_owned());
     }
+    if let Some(group) = &expected.group {
+        let groups = fs::read_to_string(process.join("cgroup")).map_err(unreadable)?;
+        check_group(&groups, group)?;
+    }
     check_limits(&fs::read_to_string(process.join("limits")).map_err(unreadable)?, expected)?;
     check_descriptors(&process.join("fd"), expected)
 }
@@ -76,6 +82,11 @@ fn check_status(status: &str, expected: &Expected) -> Result<(), String> {
     }
     require("NoNewPrivs", "1")?;
     require("Seccomp", "2")
+}
+
+fn check_group(groups: &str, expected: &str) -> Result<(), String> {
+    let found = groups.lines().find(|line| line.starts_with("0::")).unwrap_or("none");
+    if found == expected { Ok(()) } else { Err(format!("its group is {found} instead of {expected}")) }
 }
 
 const NO_CAPABILITIES: &str = "0000000000000000";
@@ -131,7 +142,7 @@ mod tests {
         Max open files            1024                 1024                 files     \n";
 
     fn expected() -> Expected {
-        Expected { uid: 7, by_root: true, passed: HashSet::new(), open_files: 1024 }
+        Expected { uid: 7, by_root: true, passed: HashSet::new(), open_files: 1024, group: None }
     }
 
     #[test]
@@ -163,6 +174,14 @@ mod tests {
         {
             let limits = LIMITS.replacen(from, to, 1);
             assert!(limits != LIMITS && check_limits(&limits, &expected()).is_err(), "{from} -> {to}");
+        }
+    }
+
+    #[test]
+    fn another_group_is_noticed() {
+        check_group("1:cpu:/\n0::/agentiso/a\n", "0::/agentiso/a").unwrap();
+        for groups in ["0::/agentiso/b\n", "0::/\n", "1:cpu:/agentiso/a\n", ""] {
+            assert!(check_group(groups, "0::/agentiso/a").is_err(), "{groups}");
         }
     }
 
