@@ -17,7 +17,7 @@ pub mod message;
 pub mod tree;
 
 /// The generation of the wire protocol. Host and agent refuse to speak to another generation.
-pub const PROTOCOL_GENERATION: u32 = 1;
+pub const PROTOCOL_GENERATION: u32 = 2;
 
 /// The vsock port the agent serves operations on.
 pub const VSOCK_PORT: u32 = 5000;

@@ -331,6 +331,9 @@ pub struct NetworkConfiguration {
     pub dns: Vec<String>,
     /// Largest packet, in bytes.
     pub mtu: Option<u32>,
+    /// Whether the network carries IPv6: the card then gets a link-local address. Without, the machine does not spend
+    /// its first seconds on asking for neighbours and routers that cannot answer.
+    pub ipv6: bool,
 }
 
 /// What the host sends while an operation runs.

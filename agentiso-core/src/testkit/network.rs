@@ -122,6 +122,7 @@ impl Network for FakeNetwork {
                         gateway: Some("10.0.2.2".to_owned()),
                         dns: vec!["10.0.2.3".to_owned()],
                         mtu: None,
+                        ipv6: false,
                     },
                 })
             })

@@ -34,6 +34,7 @@ pub(super) struct Checked {
     gateway: Option<Ipv4Addr>,
     name_servers: Vec<IpAddr>,
     mtu: Option<u32>,
+    ipv6: bool,
 }
 
 pub(super) fn check(network: &NetworkConfiguration) -> Result<Checked, Failure> {
@@ -64,6 +65,7 @@ pub(super) fn check(network: &NetworkConfiguration) -> Result<Checked, Failure> 
             .map(|text| text.parse().map_err(|_| wrong("address of a name server", text)))
             .collect::<Result<_, _>>()?,
         mtu: network.mtu,
+        ipv6: network.ipv6,
     })
 }
 
@@ -105,6 +107,7 @@ fn set_up(network: &Checked) -> Result<u32, Failure> {
         Failure::system(format!("setting up the network: {what} of {}", card.name), error)
     };
     let netlink = Netlink::open().map_err(|error| failed("the state", error))?;
+    set_ipv6(&card.name, network.ipv6)?;
     let new_mac = network.mac.filter(|mac| Some(*mac) != card.mac);
     netlink
         .link_up(card.index, new_mac, network.mtu)
@@ -116,6 +119,18 @@ fn set_up(network: &Checked) -> Result<u32, Failure> {
     let resolv: String = network.name_servers.iter().map(|server| format!("nameserver {server}\n")).collect();
     write_whole(Path::new("/etc/resolv.conf"), &resolv)?;
     Ok(card.index)
+}
+
+/// Lets a card speak IPv6 or not; before it is up, so that it does not begin.
+fn set_ipv6(card: &str, wanted: bool) -> Result<(), Failure> {
+    let setting = Path::new("/proc/sys/net/ipv6/conf").join(card).join("disable_ipv6");
+    match fs::write(&setting, if wanted { "0" } else { "1" }) {
+        // A kernel without IPv6.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        written => written.map_err(|error| {
+            Failure::io(format!("setting up the network: writing {}", setting.display()), &error)
+        }),
+    }
 }
 
 /// At boot: takes the loopback interface up.
@@ -176,6 +191,7 @@ mod tests {
             gateway: Some("10.0.2.2".to_owned()),
             dns: vec!["10.0.2.3".to_owned()],
             mtu: Some(1500),
+            ipv6: true,
         }
     }
 

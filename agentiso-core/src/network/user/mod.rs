@@ -321,6 +321,7 @@ impl Network for UserNetwork {
                 gateway: Some(addresses::GATEWAY.to_string()),
                 dns: vec![addresses::RESOLVER.to_string()],
                 mtu: Some(addresses::MTU.into()),
+                ipv6: false,
             },
         })
     }
