@@ -259,6 +259,16 @@ fn unfinished_images(cli: &Cli) -> Vec<std::path::PathBuf> {
 
 #[test]
 fn memory_of_another_qemu_is_refused_and_its_disk_restored() {
+    memory_of_another_host_is_refused("qemu", "8.2.0", "QEMU 8.2.0");
+}
+
+#[test]
+fn memory_of_another_cpu_is_refused_and_its_disk_restored() {
+    memory_of_another_host_is_refused("cpu", "Some Other CPU (0123)", "Some Other CPU (0123)");
+}
+
+/// As if the snapshot had come from a host where this part of the machine's shape is another.
+fn memory_of_another_host_is_refused(part: &str, other: &str, told: &str) {
     let Some(cli) = vm::cli() else { return };
     let machine = Machine::create(&cli, "other", &[]);
     machine.sh("echo kept > /root/note");
@@ -269,13 +279,14 @@ fn memory_of_another_qemu_is_refused_and_its_disk_restored() {
     let id = taken["snapshot_id"].as_str().unwrap();
     let manifest = cli.home().join("memory/images").join(id).join("image.json");
     let mut image: Value = serde_json::from_slice(&std::fs::read(&manifest).unwrap()).unwrap();
-    image["shape"]["qemu"] = "8.2.0".into();
+    assert!(image["shape"][part].is_string(), "{image}");
+    image["shape"][part] = other.into();
     std::fs::write(&manifest, image.to_string()).unwrap();
 
     let refused = cli.run(&["restore", &machine.name, "s"]);
 
     assert_eq!(refused.status, 1);
-    assert!(refused.stderr.contains("QEMU 8.2.0") && refused.stderr.contains("--disk-only"), "{refused:?}");
+    assert!(refused.stderr.contains(told) && refused.stderr.contains("--disk-only"), "{refused:?}");
     assert_eq!(machine.sh("cat /root/note"), "changed\n");
     cli.ok(&["restore", &machine.name, "s", "--disk-only"]);
     assert_eq!(machine.sh("cat /root/note"), "kept\n");

@@ -111,8 +111,13 @@ impl Engine {
             WorkspaceState::Stopped if traces.contains_key(&record.id) || record.runtime.is_some() => {}
             _ => return Ok(()),
         }
+        let was_recorded = record.runtime.is_some();
         self.clear_machine(record).await?;
         self.clear_traces(traces.get(&record.id)).await;
+        if !was_recorded {
+            // Cut off before the hypervisor's record was kept, which is what knows a machine's sockets from its logs.
+            self.remove_run_dir(record.id)?;
+        }
         record.state = WorkspaceState::Stopped;
         self.save(record).await
     }
