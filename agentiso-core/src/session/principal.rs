@@ -61,7 +61,8 @@ impl Sessions {
 /// if it were not there. Cheap to clone.
 ///
 /// A front begins each call with [`Session::enter`] and keeps what that returns until the call has ended. A
-/// [`Workspace`] that it got is for that call: whose it is was looked at when it was got.
+/// [`Workspace`] that it got is for that call: whose it is was looked at when it was got. What makes workspaces or
+/// concerns several goes through the session, which a [`Workspace`] knows nothing of.
 #[derive(Clone, Debug)]
 pub struct Session {
     host: Host,

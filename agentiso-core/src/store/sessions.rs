@@ -18,7 +18,7 @@ impl Store {
         work: impl FnOnce(&Ledger<'_>) -> Result<T, AuthError>,
     ) -> Result<T, AuthError> {
         let failed = |source| StoreError::sql("update", &self.file, source);
-        let outcome = self.write("update", |transaction| {
+        self.write("update", |transaction| {
             let ledger = Ledger { transaction, file: &self.file, now };
             ledger.end_old_sessions()?;
             match caller.map(|session| ledger.called(session)) {
@@ -32,8 +32,7 @@ impl Store {
                 transaction.execute_batch("ROLLBACK TO work").map_err(failed)?;
             }
             Ok(outcome)
-        })?;
-        outcome
+        })?
     }
 
     /// Ends the sessions whose time is over.

@@ -153,6 +153,10 @@ impl Engine {
             ),
             false => None,
         };
+        if let Naming::Numbered(prefix) = &plan.naming {
+            // A prefix may leave no room for the number.
+            WorkspaceName::new(format!("{prefix}-{count}"))?;
+        }
         let (mut drafts, mut locks) = (Vec::new(), Vec::new());
         for _ in 0..count {
             let id = WorkspaceId::random();

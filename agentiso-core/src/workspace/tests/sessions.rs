@@ -238,7 +238,6 @@ async fn adoption_clears_the_environment_of_the_machine_and_of_its_memory_snapsh
     set_secret(&workspace).await;
     workspace.snapshot("s").await.unwrap();
     pass(60);
-    b.enter(Class::Other).await.unwrap();
 
     let adopted = b.adopt(&workspace.id().to_string(), true).await.unwrap();
     // At once, before anybody has used it.
