@@ -8,8 +8,8 @@ use std::{
 
 use agentiso_core::{
     network::{
-        AttachSpec, Attachment, Network, NetworkCapabilities, NetworkError, NetworkPolicy, NetworkRecord, Nic,
-        NicBackend, netlink::NetlinkNetwork,
+        AttachSpec, Attachment, Network, NetworkCapabilities, NetworkError, NetworkPolicy, NetworkRecord,
+        Nic, NicBackend, netlink::NetlinkNetwork,
     },
     testkit::contract::network::NetworkFixture,
     types::{GuestPort, HostPort, ProcessRef, WorkspaceId},
@@ -51,10 +51,8 @@ impl NetworkFixture for Fixture {
 
     async fn spec(&self) -> AttachSpec {
         let folder = tempfile::tempdir().unwrap();
-        let spec = AttachSpec {
-            run_dir: folder.path().to_owned(),
-            ..self.state.spec(&NetworkPolicy::default())
-        };
+        let spec =
+            AttachSpec { run_dir: folder.path().to_owned(), ..self.state.spec(&NetworkPolicy::default()) };
         self.folders.lock().unwrap().push(folder);
         spec
     }

@@ -116,7 +116,10 @@ pub(crate) fn groups(names: &[&str]) -> NetworkPolicy {
 /// Packets that a rule of this purpose has counted.
 pub(crate) fn counted(purpose: &str) -> u64 {
     let rules = sh("nft list ruleset");
-    let line = rules.lines().find(|line| line.contains(&format!("comment \"{purpose}\""))).unwrap_or_else(|| panic!("{rules}"));
+    let line = rules
+        .lines()
+        .find(|line| line.contains(&format!("comment \"{purpose}\"")))
+        .unwrap_or_else(|| panic!("{rules}"));
     let mut words = line.split_whitespace().skip_while(|word| *word != "packets");
     words.nth(1).unwrap().parse().unwrap()
 }
@@ -124,7 +127,9 @@ pub(crate) fn counted(purpose: &str) -> u64 {
 /// Everything of this namespace that a network may have changed.
 pub(crate) fn everything() -> String {
     let settings = "cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/*/forwarding /proc/sys/net/ipv4/conf/*/route_localnet";
-    sh(&format!("nft list ruleset; ip -o link | cut -d: -f2-; ip -o addr | cut -d: -f2-; ip route; bridge fdb; {settings}"))
+    sh(&format!(
+        "nft list ruleset; ip -o link | cut -d: -f2-; ip -o addr | cut -d: -f2-; ip route; bridge fdb; {settings}"
+    ))
 }
 
 pub(crate) mod internet {

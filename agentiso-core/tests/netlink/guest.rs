@@ -55,10 +55,14 @@ pub(crate) struct Namespace(OwnedFd);
 
 impl Namespace {
     pub(crate) fn new() -> Self {
-        Self(std::thread::spawn(|| {
-            leave_host();
-            namespace()
-        }).join().unwrap())
+        Self(
+            std::thread::spawn(|| {
+                leave_host();
+                namespace()
+            })
+            .join()
+            .unwrap(),
+        )
     }
 
     /// A path by which programs find it, as long as this lives.
@@ -101,7 +105,8 @@ pub(crate) struct Guest {
 impl Guest {
     /// A machine that does as it is told about addresses.
     pub(crate) fn start(attachment: Attachment) -> Self {
-        let Attachment { nic: Nic { mac, backend: NicBackend::Tap(card) }, record, guest } = attachment else {
+        let Attachment { nic: Nic { mac, backend: NicBackend::Tap(card) }, record, guest } = attachment
+        else {
             panic!("a TAP device was expected");
         };
         let namespace = Namespace::new();

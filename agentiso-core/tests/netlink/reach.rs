@@ -76,14 +76,18 @@ fn group_joined_later_lets_through_and_left_keeps_apart() {
 #[test]
 fn host_is_not_reached_but_reaches_machines() {
     in_namespace(async || {
-        crate::guest::sh("ip link add other type dummy; ip addr add 192.0.2.1/24 dev other; ip link set other up");
+        crate::guest::sh(
+            "ip link add other type bridge; ip addr add 192.0.2.1/24 dev other; ip link set other up",
+        );
         let state = State::new();
         let network = state.open().await;
         let all = NetworkPolicy { allow_internet: true, allow_inter_vm: true, ..NetworkPolicy::default() };
         let guest = start(&network, &state, &all).await;
         let _listener = std::net::TcpListener::bind("0.0.0.0:7100").unwrap();
         let socket = udp(7100);
-        guest.namespace.sh("sysctl -qw net.ipv4.conf.eth0.route_localnet=1; ip route add 127.0.0.2 via 10.99.0.1 || true");
+        guest.namespace.sh(
+            "sysctl -qw net.ipv4.conf.eth0.route_localnet=1; ip route add 127.0.0.2 via 10.99.0.1 || true",
+        );
 
         for address in ["10.99.0.1", "192.0.2.1", "169.254.169.254"] {
             let to: SocketAddr = format!("{address}:7100").parse().unwrap();

@@ -36,6 +36,8 @@ const PORT_TRIES: usize = 64;
 pub(super) struct Ground {
     pub(super) config: NetlinkConfig,
     pub(super) bridge: String,
+    /// What the names of TAP devices begin with.
+    ports: String,
     /// Of the tables.
     table: CString,
 }
@@ -58,7 +60,21 @@ impl Ground {
         let hash = Sha256::digest(config.state_id.as_bytes());
         let short: String = hash.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
         let table = CString::new(format!("agentiso_{short}")).map_err(io::Error::other)?;
-        Ok(Self { config, bridge: format!("agbr{short}"), table })
+        Ok(Self { config, bridge: format!("agbr{short}"), ports: format!("at{short}"), table })
+    }
+
+    /// A name for a TAP device, of the 15 bytes that the kernel allows. None of these cards has it.
+    pub(super) fn new_tap(&self, cards: &Cards) -> String {
+        loop {
+            let random = WorkspaceId::random().as_uuid().as_u128();
+            let digits = (0..5u32).filter_map(|n| {
+                char::from_digit(u32::try_from(random / 36u128.pow(n) % 36).unwrap_or_default(), 36)
+            });
+            let name: String = self.ports.chars().chain(digits).collect();
+            if cards.cards.values().all(|card| card.tap != name) {
+                return name;
+            }
+        }
     }
 
     /// Whether this host has all it takes, and the range is free.
@@ -162,6 +178,7 @@ impl Ground {
         if !changed {
             let plan = rules::Plan {
                 bridge: &self.bridge,
+                ports: &self.ports,
                 range: self.config.range,
                 forwards_from: self.config.forwards_from,
             };

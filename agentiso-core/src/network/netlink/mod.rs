@@ -20,7 +20,7 @@
 //!   host. Nothing listens: a program that takes the port later is not reached at it. A forward that is removed ends
 //!   its connections with their next packet.
 //!
-//! All of a state folder is in the two tables `agentiso_XXXXXXXX` and the bridge `agbrXXXXXXXX`, where the X are of a hash of
+//! All of a state folder is in the two tables `agentiso_XXXXXXXX` and the bridge `agbrXXXXXXXX`, and TAP devices are `atXXXXXXXX.....`, where the X are of a hash of
 //! the state folder's id; nothing else of the host is changed but the forwarding of single interfaces, which is
 //! switched back with the last card. What the rules are made from is in the folder `network` of the state folder: what
 //! is missing in the kernel is made again when the network is opened.
@@ -218,9 +218,8 @@ fn attach(ground: &Ground, spec: &AttachSpec) -> Result<(Card, OwnedFd), Network
     let earlier = without.cards.remove(&spec.id);
     ground::check_forwards(ground, &without, &spec.forwards)?;
 
-    let random = WorkspaceId::random().as_uuid().simple().to_string();
     let card = Card {
-        tap: format!("agt{}", random.get(..12).unwrap_or_default()),
+        tap: ground.new_tap(&before),
         address: ground.take_address(spec.id)?,
         policy: spec.policy.clone(),
         forwards: spec.forwards.clone(),

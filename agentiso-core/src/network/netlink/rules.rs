@@ -68,6 +68,8 @@ const DIRECTION_REPLY: u8 = 1;
 /// What the rules are made for.
 pub(super) struct Plan<'a> {
     pub(super) bridge: &'a str,
+    /// What the names of all ports begin with, and no other interface's.
+    pub(super) ports: &'a str,
     pub(super) range: Range,
     pub(super) forwards_from: ForwardsFrom,
 }
@@ -91,8 +93,8 @@ fn rule(steps: impl IntoIterator<Item = Vec<Step>>) -> Vec<Step> {
 }
 
 fn bridge_table(plan: &Plan<'_>) -> TablePlan {
-    let bridge = interface(plan.bridge);
-    let on_ours = |key| vec![meta(key, 0), is(0, &bridge)];
+    // By the beginning of their names: which bridge a port belongs to is known to kernels with nft_meta_bridge alone.
+    let on_ours = |key| vec![meta(key, 0), is(0, plan.ports.as_bytes())];
     let protocol = |number: u16| vec![meta(libc::NFT_META_PROTOCOL, 0), is(0, &number.to_be_bytes())];
     // Registers 0-3 the port, 4-5 the MAC address, 6 the IPv4 address.
     let bound =
@@ -169,7 +171,7 @@ fn bridge_table(plan: &Plan<'_>) -> TablePlan {
                 hook: Some((Filter, Hook::PreRouting, -300)),
                 rules: vec![(
                     c"frames from machines",
-                    rule([on_ours(libc::NFT_META_BRI_IIFNAME), vec![jump(FROM_PORT)]]),
+                    rule([on_ours(libc::NFT_META_IIFNAME), vec![jump(FROM_PORT)]]),
                 )],
             },
             ChainPlan {
@@ -177,7 +179,7 @@ fn bridge_table(plan: &Plan<'_>) -> TablePlan {
                 hook: Some((Filter, Hook::Forward, -200)),
                 rules: vec![(
                     c"frames between machines",
-                    rule([on_ours(libc::NFT_META_BRI_OIFNAME), vec![jump(BETWEEN)]]),
+                    rule([on_ours(libc::NFT_META_OIFNAME), vec![jump(BETWEEN)]]),
                 )],
             },
         ],
