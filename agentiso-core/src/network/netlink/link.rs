@@ -12,7 +12,7 @@ use rtnetlink::{
     packet_route::{
         address::AddressAttribute,
         link::InfoBridgePort,
-        neighbour::NeighbourFlags,
+        neighbour::{NeighbourFlags, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteType},
     },
 };
@@ -106,6 +106,8 @@ impl Links {
         self.handle
             .neighbours()
             .add_bridge(port, &mac.0)
+            // Static: a permanent entry would make it an address of the bridge itself.
+            .state(NeighbourState::Noarp)
             .flags(NeighbourFlags::Controller)
             .replace()
             .execute()
