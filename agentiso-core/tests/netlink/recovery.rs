@@ -95,7 +95,10 @@ fn range_that_is_in_use_is_refused_with_a_remedy() {
 
         assert!(matches!(error, NetworkError::Unsupported { .. }), "{error:?}");
         let text = error.to_string();
-        assert!(text.contains("10.99.0.0/16") && text.contains("lan") && text.contains("another range"), "{text}");
+        assert!(
+            text.contains("10.99.0.0/16") && text.contains("lan") && text.contains("another range"),
+            "{text}"
+        );
         assert!(NetlinkNetwork::open(State::with_range("10.98.0.0/16").config).await.is_ok());
     });
 }

@@ -26,8 +26,7 @@ fn rules_of_a_thousand_machines_are_made_in_bounded_time_and_do_not_grow() {
     in_namespace(async || {
         let state = State::new();
         let network = state.open().await;
-        let policy =
-            NetworkPolicy { allow_inter_vm: true, allowed_ports: vec![80, 443], ..internet_on() };
+        let policy = NetworkPolicy { allow_inter_vm: true, allowed_ports: vec![80, 443], ..internet_on() };
         let mut cards = vec![network.attach(state.spec(&policy)).await.unwrap()];
         let few = rules();
         while cards.len() < MACHINES {

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     leases::LeaseKind,
-    network::{MacAddress, NetworkError, NetworkPolicy, resolvers},
+    network::{NetworkError, NetworkPolicy, resolvers},
     types::{GuestPort, HostPort, WorkspaceId, is_valid_workspace_name},
 };
 
@@ -195,8 +195,7 @@ impl Ground {
     /// Makes the bridge if it is not there. Returns whether it was made.
     fn ensure_bridge(&self) -> io::Result<bool> {
         let found = link::index(&self.bridge)?;
-        let [a, b, c, d] = self.config.range.gateway().octets();
-        let mac = MacAddress([0x52, 0x55, a, b, c, d]);
+        let mac = self.config.range.gateway_mac();
         wait(async {
             let links = Links::open()?;
             let index = match found {

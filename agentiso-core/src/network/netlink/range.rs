@@ -2,6 +2,8 @@
 
 use std::{fmt, net::Ipv4Addr, ops::RangeInclusive, str::FromStr};
 
+use crate::network::MacAddress;
+
 /// A range of IPv4 addresses: the first is the host's, the others are for machines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range {
@@ -33,6 +35,12 @@ impl Range {
     /// The host's address, to which machines send what is for outside.
     pub fn gateway(&self) -> Ipv4Addr {
         Ipv4Addr::from(u32::from(self.network) + 1)
+    }
+
+    /// The host's MAC address towards machines.
+    pub(super) fn gateway_mac(&self) -> MacAddress {
+        let [a, b, c, d] = self.gateway().octets();
+        MacAddress([0x52, 0x55, a, b, c, d])
     }
 
     /// The last address, to which all listen.

@@ -116,6 +116,16 @@ fn bridge_table(plan: &Plan<'_>) -> TablePlan {
                 hook: None,
                 rules: vec![
                     (
+                        c"routed between machines",
+                        rule([
+                            protocol(ip),
+                            vec![payload(Header::Link, 0, 6, 0), is(0, &plan.range.gateway_mac().0)],
+                            vec![destination(0), is_not(0, &plan.range.gateway().octets())],
+                            Parts::within(destination(0), plan.range.prefix(), plan.range.network()),
+                            vec![count(), discard()],
+                        ]),
+                    ),
+                    (
                         c"IPv4 from its own addresses",
                         rule([
                             protocol(ip),
@@ -339,7 +349,17 @@ fn from_machine(parts: &Parts) -> Vec<(&'static CStr, Vec<Step>)> {
     };
     vec![
         not_ipv4(),
-        (c"routed between machines", rule([parts.to_bridge(), vec![count(), discard()]])),
+        (
+            // Where br_netfilter is on, frames from port to port come by here; the bridge's own rules judge them.
+            c"between ports",
+            rule([
+                parts.to_bridge(),
+                parts.of_range(source(0)),
+                parts.of_range(destination(0)),
+                vec![accept()],
+            ]),
+        ),
+        (c"back to the bridge", rule([parts.to_bridge(), vec![count(), discard()]])),
         (c"to this network", never(8, 0, 0)),
         (c"to a loopback address", never(8, 127, 0)),
         (c"to a link-local address", never(16, 169, 254)),
