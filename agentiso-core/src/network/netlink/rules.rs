@@ -208,11 +208,11 @@ impl Parts {
         vec![meta(libc::NFT_META_NFPROTO, 0), is(0, &[2])]
     }
 
-    fn from_bridge(&self) -> Vec<Step> {
+    fn on_bridge(&self) -> Vec<Step> {
         vec![meta(libc::NFT_META_IIFNAME, 0), is(0, &self.bridge)]
     }
 
-    fn not_from_bridge(&self) -> Vec<Step> {
+    fn off_bridge(&self) -> Vec<Step> {
         vec![meta(libc::NFT_META_IIFNAME, 0), is_not(0, &self.bridge)]
     }
 
@@ -431,7 +431,7 @@ fn hooks(parts: &Parts, forwards_from: ForwardsFrom) -> Vec<ChainPlan> {
     let names = |transport| {
         rule([
             Parts::ipv4(),
-            parts.from_bridge(),
+            parts.on_bridge(),
             Parts::transport(transport),
             vec![to_port(0), is(0, &DNS.to_be_bytes())],
             vec![source(0), in_set(INTERNET, 0)],
@@ -444,10 +444,8 @@ fn hooks(parts: &Parts, forwards_from: ForwardsFrom) -> Vec<ChainPlan> {
     let from_here = match forwards_from {
         ForwardsFrom::Loopback => vec![destination(0), is(0, &Ipv4Addr::LOCALHOST.octets())],
         ForwardsFrom::Anywhere => {
-            from_outside.push((
-                c"forwards",
-                rule([Parts::ipv4(), parts.not_from_bridge(), to_own_address(), redirect()]),
-            ));
+            from_outside
+                .push((c"forwards", rule([Parts::ipv4(), parts.off_bridge(), to_own_address(), redirect()])));
             to_own_address()
         }
     };
@@ -460,7 +458,7 @@ fn hooks(parts: &Parts, forwards_from: ForwardsFrom) -> Vec<ChainPlan> {
                 c"to the host's loopback",
                 rule([
                     Parts::ipv4(),
-                    parts.from_bridge(),
+                    parts.on_bridge(),
                     Parts::within(destination(0), 8, Ipv4Addr::new(127, 0, 0, 0)),
                     vec![count(), discard()],
                 ]),
@@ -494,13 +492,13 @@ fn hooks(parts: &Parts, forwards_from: ForwardsFrom) -> Vec<ChainPlan> {
         ChainPlan {
             name: c"input",
             hook: Some((Filter, Hook::In, 0)),
-            rules: vec![(c"from machines", rule([parts.from_bridge(), vec![jump(TO_HOST)]]))],
+            rules: vec![(c"from machines", rule([parts.on_bridge(), vec![jump(TO_HOST)]]))],
         },
         ChainPlan {
             name: c"forward",
             hook: Some((Filter, Hook::Forward, 0)),
             rules: vec![
-                (c"from machines", rule([parts.from_bridge(), vec![jump(FROM_MACHINE)]])),
+                (c"from machines", rule([parts.on_bridge(), vec![jump(FROM_MACHINE)]])),
                 (c"to machines", rule([parts.to_bridge(), vec![jump(TO_MACHINE)]])),
             ],
         },

@@ -84,7 +84,7 @@ pub(super) struct TablePlan {
 pub(super) fn replace(name: &CStr, tables: &[TablePlan], elements: &Elements) -> io::Result<()> {
     let mut batch = batch_for(elements, &Elements::new());
     for plan in tables {
-        let table = Table::new(&name, plan.family.proto());
+        let table = Table::new(name, plan.family.proto());
         // Added first, so that removing it never fails.
         batch.add(&table, MsgType::Add);
         batch.add(&table, MsgType::Del);
@@ -140,7 +140,7 @@ pub(super) fn change(name: &CStr, before: &Elements, after: &Elements) -> io::Re
 pub(super) fn remove(name: &CStr) -> io::Result<()> {
     let mut batch = Batch::new();
     for family in [Family::Bridge, Family::Inet] {
-        let table = Table::new(&name, family.proto());
+        let table = Table::new(name, family.proto());
         batch.add(&table, MsgType::Add);
         batch.add(&table, MsgType::Del);
     }
