@@ -134,11 +134,6 @@ impl Guest {
         }
     }
 
-    /// The name of its device on the host.
-    pub(crate) fn tap(&self) -> &str {
-        self.record.details["tap"].as_str().unwrap()
-    }
-
     /// Sends a frame past its own kernel.
     pub(crate) fn forge(&self, frame: &[u8]) {
         let mut with_header = vec![0; VIRTIO_HEADER];

@@ -1,6 +1,6 @@
 //! Frames that say they are from somebody else.
 
-use agentiso_core::network::{Network, NetworkPolicy};
+use agentiso_core::network::NetworkPolicy;
 
 use crate::{
     fixture::{State, counted, in_namespace, start},
