@@ -124,7 +124,12 @@ mod tests {
 
     #[test]
     fn policy_is_shown_in_the_words_that_change_it() {
-        let open = NetworkPolicy { allow_internet: true, allow_inter_vm: true, allowed_ports: vec![80, 443] };
+        let open = NetworkPolicy {
+            allow_internet: true,
+            allow_inter_vm: true,
+            allowed_ports: vec![80, 443],
+            ..NetworkPolicy::default()
+        };
 
         assert_eq!(text(&NetworkPolicy::default()), "internet off\n");
         assert_eq!(text(&open), "internet on\nports 80,443\ninter-vm on\n");

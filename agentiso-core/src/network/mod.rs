@@ -1,8 +1,15 @@
 //! Network cards of machines, what they may reach, and how the host reaches them.
 
+#[cfg(feature = "netlink")]
+pub mod netlink;
+pub(crate) mod resolvers;
 pub mod user;
 
-use std::{collections::BTreeMap, os::fd::OwnedFd, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::OwnedFd,
+    path::PathBuf,
+};
 
 use agentiso_guest::message::NetworkConfiguration;
 use async_trait::async_trait;
@@ -112,6 +119,9 @@ pub struct NetworkPolicy {
     pub allow_inter_vm: bool,
     /// With `allow_internet`: only these destination ports, TCP and UDP; all if empty. DNS goes through always.
     pub allowed_ports: Vec<u16>,
+    /// Names of groups: machines of the same state folder that share one may talk to each other. A network that does
+    /// not let machines through to each other refuses them.
+    pub groups: BTreeSet<String>,
 }
 
 /// A card that was made.

@@ -158,6 +158,7 @@ impl Engine {
                     allow_internet: change.allow_internet.unwrap_or(old.allow_internet),
                     allow_inter_vm: change.allow_inter_vm.unwrap_or(old.allow_inter_vm),
                     allowed_ports: change.allowed_ports.unwrap_or(old.allowed_ports),
+                    groups: old.groups,
                 };
                 engine.check_policy(&policy)?;
                 if let Some(runtime) = engine.living(record) {
@@ -174,7 +175,7 @@ impl Engine {
     /// Refuses what the network of this host cannot do.
     pub(super) fn check_policy(&self, policy: &NetworkPolicy) -> Result<(), EngineError> {
         let capabilities = self.backends.network.capabilities();
-        if policy.allow_inter_vm && !capabilities.inter_vm {
+        if (policy.allow_inter_vm || !policy.groups.is_empty()) && !capabilities.inter_vm {
             return Err(NetworkError::Unsupported {
                 what: "traffic between workspaces".to_owned(),
                 remedy: format!("the network in use ({}) keeps every workspace apart", capabilities.name),
