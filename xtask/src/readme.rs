@@ -45,6 +45,14 @@ pub(crate) fn run(text: &str, prepare: impl Fn(&mut Command)) -> Outcome {
     Outcome::Passed(counts)
 }
 
+/// Removes the workspaces that a session has left.
+pub(crate) fn remove_workspaces(prepare: impl Fn(&mut Command)) {
+    let mut shell = Command::new("bash");
+    shell.args(["-c", "agentiso ls | awk 'NR > 1 { print $1 }' | xargs --no-run-if-empty agentiso rm -f"]);
+    prepare(&mut shell);
+    run::succeeds(&mut shell);
+}
+
 fn compare(step: &Step, output: &Output) -> Done {
     let printed = [&output.stdout[..], &output.stderr].concat();
     let printed = String::from_utf8_lossy(&printed);

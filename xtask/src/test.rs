@@ -105,13 +105,19 @@ fn machines(stages: &mut Stages, work: &Path, run_folder: &RunFolder) -> Option<
         let home = run_folder.path.join("readme");
         match seed.clone_to(&home).and_then(|()| readme::text()) {
             Err(failure) => Err(failure).into(),
-            Ok(text) => readme::run(&text, |command| {
-                run_folder.show_to(command);
-                command
-                    .env("AGENTISO_HOME", &home)
-                    .env("PATH", path_with(&built.folder))
-                    .current_dir(&run_folder.path);
-            }),
+            Ok(text) => {
+                let prepare = |command: &mut Command| {
+                    run_folder.show_to(command);
+                    command
+                        .env("AGENTISO_HOME", &home)
+                        .env("PATH", path_with(&built.folder))
+                        .current_dir(&run_folder.path);
+                };
+                let outcome = readme::run(&text, prepare);
+                // A README that fails half way has not come to the lines that remove what it made.
+                readme::remove_workspaces(prepare);
+                outcome
+            }
         }
     });
     Some((built, seed))
