@@ -50,7 +50,7 @@ const COMMANDS: &[(&str, &[&str])] = &[
     ("promote", &["--drop", "--yes", "CHILD"]),
     ("port", &["add", "rm", "ls"]),
     ("port add", &["WORKSPACE", "[HOST:]GUEST"]),
-    ("policy", &["--internet", "--inter-vm", "--ports", "WORKSPACE"]),
+    ("policy", &["--internet", "--inter-vm", "--ports", "--group", "--no-group", "WORKSPACE"]),
     ("image", &["build", "import", "ls", "info", "rm"]),
     ("image build", &["--name", "--disk", "DISTRIBUTION"]),
     ("image import", &["--disk", "NAME", "FILE"]),

@@ -108,7 +108,7 @@ pub(crate) fn internet_on() -> NetworkPolicy {
 
 pub(crate) fn groups(names: &[&str]) -> NetworkPolicy {
     NetworkPolicy {
-        groups: names.iter().map(|name| (*name).to_owned()).collect(),
+        groups: names.iter().map(|name| name.parse().unwrap()).collect(),
         ..NetworkPolicy::default()
     }
 }

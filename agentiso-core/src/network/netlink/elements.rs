@@ -1,13 +1,14 @@
 //! What the cards put into the sets.
 
-use std::net::Ipv4Addr;
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use super::{
-    ledger::Cards,
+    ledger::Card,
     nft::{Elements, Family, SetName},
     range::Range,
     rules,
 };
+use crate::types::WorkspaceId;
 
 /// TCP and UDP.
 const PROTOCOLS: [u8; 2] = [6, 17];
@@ -22,18 +23,30 @@ fn joined<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
     joined
 }
 
-/// The elements of all sets.
-pub(super) fn of(cards: &Cards, range: Range, resolver: Option<Ipv4Addr>) -> Elements {
+/// The elements of all cards.
+pub(super) fn all(cards: &BTreeMap<WorkspaceId, Card>) -> Elements {
+    let mut elements = of(cards.values());
+    for card in cards.values().filter(|card| !card.policy.groups.is_empty()) {
+        for (set, pairs) in of_groups(card, cards.values()) {
+            elements.entry(set).or_default().extend(pairs);
+        }
+    }
+    elements
+}
+
+/// The elements of these cards that no others have a part in.
+pub(super) fn of<'a>(cards: impl IntoIterator<Item = &'a Card>) -> Elements {
     let mut elements = Elements::new();
     let mut put = |set: SetName, key: Vec<u8>, data: Vec<u8>| {
         elements.entry(set).or_default().insert((key, data));
     };
     let inet = |name| (Family::Inet, name);
-    for card in cards.cards.values() {
+    let bridge = |name| (Family::Bridge, name);
+    for card in cards {
         let (port, address) = (rules::interface(&card.tap), card.address.octets());
-        put((Family::Bridge, rules::MACHINES), joined([&port[..], &card.mac().0, &address]), vec![]);
+        put(bridge(rules::MACHINES), joined([&port[..], &card.mac().0, &address]), vec![]);
         if card.policy.allow_inter_vm {
-            put((Family::Bridge, rules::TALKERS), port.to_vec(), vec![]);
+            put(bridge(rules::TALKERS), port.to_vec(), vec![]);
         }
         if card.policy.allow_internet {
             put(inet(rules::INTERNET), address.to_vec(), vec![]);
@@ -53,26 +66,23 @@ pub(super) fn of(cards: &Cards, range: Range, resolver: Option<Ipv4Addr>) -> Ele
             put(inet(rules::FORWARDED), joined([&address[..], &guest, &host]), vec![]);
         }
     }
-    for (one, other) in pairs(cards) {
-        put(
-            (Family::Bridge, rules::PAIRS),
-            joined([&rules::interface(one)[..], &rules::interface(other)]),
-            vec![],
-        );
-    }
-    if let Some(resolver) = resolver {
-        put(inet(rules::RESOLVER), range.gateway().octets().to_vec(), resolver.octets().to_vec());
-    }
     elements
 }
 
-/// Ports of machines that share a group, in both directions.
-fn pairs(cards: &Cards) -> impl Iterator<Item = (&str, &str)> {
-    let grouped: Vec<_> = cards.cards.values().filter(|card| !card.policy.groups.is_empty()).collect();
-    let all = grouped
-        .clone()
+/// The elements that let this card's machine and others talk, both ways, for those that share a group with it.
+pub(super) fn of_groups<'a>(card: &Card, others: impl IntoIterator<Item = &'a Card>) -> Elements {
+    let friends = others
         .into_iter()
-        .flat_map(move |one| grouped.clone().into_iter().map(move |other| (one, other)));
-    all.filter(|(one, other)| one.tap != other.tap && !one.policy.groups.is_disjoint(&other.policy.groups))
-        .map(|(one, other)| (one.tap.as_str(), other.tap.as_str()))
+        .filter(|other| other.tap != card.tap && !other.policy.groups.is_disjoint(&card.policy.groups));
+    let ways = friends.flat_map(|friend| {
+        let (one, other) = (rules::interface(&card.tap), rules::interface(&friend.tap));
+        [joined([&one[..], &other]), joined([&other[..], &one])]
+    });
+    Elements::from([((Family::Bridge, rules::PAIRS), ways.map(|pair| (pair, vec![])).collect())])
+}
+
+/// The element that sends questions about names to this server.
+pub(super) fn of_resolver(range: Range, resolver: Option<Ipv4Addr>) -> Elements {
+    let element = resolver.map(|resolver| (range.gateway().octets().to_vec(), resolver.octets().to_vec()));
+    Elements::from([((Family::Inet, rules::RESOLVER), element.into_iter().collect())])
 }

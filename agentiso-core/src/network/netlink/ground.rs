@@ -1,35 +1,30 @@
 //! The bridge, the rules and the ledger of one state folder. Everything here blocks.
 
 use std::{
-    collections::BTreeMap,
-    ffi::CString,
-    future::Future,
-    io,
-    net::{Ipv4Addr, TcpListener},
-    os::fd::OwnedFd,
+    collections::BTreeMap, ffi::CString, fmt::Write as _, future::Future, io, net::Ipv4Addr, os::fd::OwnedFd,
     path::Path,
 };
 
 use sha2::{Digest, Sha256};
 
 use super::{
-    ForwardsFrom, NetlinkConfig, elements,
-    ledger::{self, Card, Cards, Ledger},
+    ForwardsFrom, NetlinkConfig, conntrack, elements,
+    ledger::{Card, Files, Ledger, State},
     link::{self, Links},
-    nft::{self, Elements},
+    nft::{self, TablePlan},
     rules, sys, sysctl,
 };
 use crate::{
     leases::LeaseKind,
-    network::{NetworkError, NetworkPolicy, resolvers},
-    types::{GuestPort, HostPort, WorkspaceId, is_valid_workspace_name},
+    network::{NetworkError, resolvers},
+    types::WorkspaceId,
 };
 
 /// Where systemd-resolved names the servers that it asks itself.
 const RESOLVED_CONF: &str = "/run/systemd/resolve/resolv.conf";
 
-/// Times that a free port is looked for.
-const PORT_TRIES: usize = 64;
+/// What the names of the tables of all state folders begin with.
+pub(super) const TABLES: &str = "agentiso_";
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -40,6 +35,15 @@ pub(super) struct Ground {
     ports: String,
     /// Of the tables.
     table: CString,
+    /// Of the rules that belong there, a digest.
+    rules: String,
+}
+
+/// One machine's card as it was, and as it is to be.
+#[derive(Clone, Copy, Debug)]
+struct Change<'a> {
+    before: Option<&'a Card>,
+    after: Option<&'a Card>,
 }
 
 pub(super) fn failed(
@@ -59,20 +63,23 @@ impl Ground {
     pub(super) fn new(config: NetlinkConfig) -> io::Result<Self> {
         let hash = Sha256::digest(config.state_id.as_bytes());
         let short: String = hash.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-        let table = CString::new(format!("agentiso_{short}")).map_err(io::Error::other)?;
-        Ok(Self { config, bridge: format!("agbr{short}"), ports: format!("at{short}"), table })
+        let table = CString::new(format!("{TABLES}{short}")).map_err(io::Error::other)?;
+        let (bridge, ports) = (format!("agbr{short}"), format!("at{short}"));
+        let mut ground = Self { config, bridge, ports, table, rules: String::new() };
+        ground.rules = digest(&ground.rules());
+        Ok(ground)
     }
 
-    /// A name for a TAP device, of the 15 bytes that the kernel allows. None of these cards has it.
-    pub(super) fn new_tap(&self, cards: &Cards) -> String {
+    /// A name for a TAP device, of the 15 bytes that the kernel allows. No device has it.
+    pub(super) fn new_tap(&self) -> io::Result<String> {
         loop {
             let random = WorkspaceId::random().as_uuid().as_u128();
             let digits = (0..5u32).filter_map(|n| {
                 char::from_digit(u32::try_from(random / 36u128.pow(n) % 36).unwrap_or_default(), 36)
             });
             let name: String = self.ports.chars().chain(digits).collect();
-            if cards.cards.values().all(|card| card.tap != name) {
-                return name;
+            if link::index(&name)?.is_none() {
+                return Ok(name);
             }
         }
     }
@@ -117,84 +124,133 @@ impl Ground {
         }
     }
 
-    pub(super) fn ledger(&self) -> Result<(Ledger, Cards), NetworkError> {
-        let open = || {
-            let ledger = Ledger::open(&self.config.state_dir)?;
-            let cards = ledger.read()?;
-            Ok((ledger, cards))
-        };
-        open().map_err(failed("read", "the list of network cards"))
+    pub(super) fn ledger(&self) -> Result<Ledger, NetworkError> {
+        Ledger::open(&self.config.state_dir).map_err(failed("read", "the list of network cards"))
     }
 
     /// The cards, without waiting for anyone.
-    pub(super) fn peek(&self) -> Result<Cards, NetworkError> {
-        ledger::peek(&self.config.state_dir).map_err(failed("read", "the list of network cards"))
+    pub(super) fn files(&self) -> Files {
+        Files::new(&self.config.state_dir)
     }
 
-    /// Makes again what the cards of living machines need and is not there: after `nft flush ruleset`, or after the
-    /// death of a process in the middle of a change.
+    /// Makes again what the cards of living machines need and is not there or not as it should be: after `nft flush
+    /// ruleset`, another configuration, or the death of a process in the middle of a change.
     pub(super) fn rebuild(&self) -> Result<(), NetworkError> {
-        let (ledger, cards) = self.ledger()?;
-        let mut any_alive = false;
-        for card in cards.cards.values() {
-            any_alive |= is_alive(card)?;
+        let ledger = self.ledger()?;
+        self.try_rebuild(&ledger).map_err(failed("rebuild", "the network of this state folder"))
+    }
+
+    fn try_rebuild(&self, ledger: &Ledger) -> io::Result<()> {
+        let mut state = ledger.state()?;
+        if ledger.is_empty()? {
+            // Somebody died before the last of it was removed.
+            return if ledger.is_unsettled() { self.remove_all(ledger, &mut state) } else { Ok(()) };
         }
-        if !any_alive {
+        let in_force = !ledger.is_unsettled()
+            && state.rules == self.rules
+            && state.resolver == self.resolver()
+            && link::index(&self.bridge)?.is_some()
+            && nft::is_there(&self.table)?;
+        if in_force {
             return Ok(());
         }
-        let found = self.settle(&ledger, &Elements::new(), &cards);
-        found.map_err(failed("rebuild", "the network of this state folder"))
+        let mut any_alive = false;
+        for card in ledger.cards()?.values() {
+            any_alive |= is_alive(card)?;
+        }
+        // Those of dead machines are about to be removed, and that takes no rules.
+        if any_alive { self.settle(ledger, &mut state, None) } else { Ok(()) }
     }
 
-    pub(super) fn elements(&self, cards: &Cards) -> Elements {
-        elements::of(cards, self.config.range, self.resolver())
-    }
-
-    /// Writes the cards down and brings bridge and rules in line with them.
-    pub(super) fn put(&self, ledger: &Ledger, before: &Cards, after: &mut Cards) -> io::Result<()> {
-        let uplinks = self.plan_forwarding(after)?;
-        ledger.write(after)?;
-        let before = self.elements(before);
-        if after.cards.is_empty() {
-            ledger.unsettled()?;
-            self.remove_all(after)?;
-            ledger.write(after)?;
-            return ledger.settled();
+    /// Writes a machine's card down, or that it has none any more, and brings bridge and rules in line with that.
+    pub(super) fn put(
+        &self,
+        ledger: &Ledger,
+        id: WorkspaceId,
+        before: Option<&Card>,
+        after: Option<&Card>,
+    ) -> io::Result<()> {
+        let mut state = ledger.state()?;
+        let old = state.clone();
+        let uplinks = match after {
+            Some(card) if self.is_outward(card) => self.plan_forwarding(&mut state)?,
+            _ => Vec::new(),
+        };
+        state.range = self.config.range.to_string();
+        let trusted = !ledger.is_unsettled();
+        ledger.unsettled()?;
+        if state != old {
+            ledger.write_state(&state)?;
+        }
+        ledger.write_card(id, after)?;
+        if ledger.is_empty()? {
+            return self.remove_all(ledger, &mut state);
         }
         for uplink in uplinks {
             sysctl::forward(&uplink, true)?;
         }
-        self.settle(ledger, &before, after)
+        self.settle(ledger, &mut state, trusted.then_some(Change { before, after }))
     }
 
-    /// Brings bridge and rules in line with the cards. `before` is what is in the sets; more may be, if the ledger is
-    /// not settled, and less if something foreign removed it.
-    fn settle(&self, ledger: &Ledger, before: &Elements, after: &Cards) -> io::Result<()> {
-        let trusted = !ledger.is_unsettled();
+    /// Brings bridge and rules in line with the cards. Only `change` was made, if all else is known to be right.
+    fn settle(&self, ledger: &Ledger, state: &mut State, change: Option<Change<'_>>) -> io::Result<()> {
         ledger.unsettled()?;
-        let made = self.ensure_bridge()?;
-        let elements = self.elements(after);
-        let changed = trusted && nft::change(&self.table, before, &elements).is_ok();
-        if !changed {
-            let plan = rules::Plan {
-                bridge: &self.bridge,
-                ports: &self.ports,
-                range: self.config.range,
-                forwards_from: self.config.forwards_from,
+        let made = self.ensure_bridge(change.is_some())?;
+        let resolver = self.resolver();
+        let range = self.config.range;
+        let grouped = |card: Option<&Card>| card.is_some_and(|card| !card.policy.groups.is_empty());
+        let others = match change {
+            Some(change) if grouped(change.before) || grouped(change.after) => ledger.cards()?,
+            _ => BTreeMap::new(),
+        };
+        let changed = change.is_some_and(|change| {
+            let with_all = |card: Option<&Card>, resolver| {
+                let mut elements = elements::of(card);
+                elements
+                    .extend(card.map(|card| elements::of_groups(card, others.values())).unwrap_or_default());
+                elements.extend(elements::of_resolver(range, resolver));
+                elements
             };
-            nft::replace(&self.table, &rules::tables(&plan), &elements)?;
+            let (before, after) = (with_all(change.before, state.resolver), with_all(change.after, resolver));
+            state.rules == self.rules && nft::change(&self.table, &before, &after).is_ok()
+        });
+        if !changed {
+            let mut elements = elements::all(&ledger.cards()?);
+            elements.extend(elements::of_resolver(range, resolver));
+            nft::replace(&self.table, &self.rules(), &elements)?;
         }
-        if made {
-            for card in after.cards.values() {
-                self.connect(card)?;
+        if state.rules != self.rules || state.resolver != resolver {
+            (state.rules, state.resolver) = (self.rules.clone(), resolver);
+            ledger.write_state(state)?;
+        }
+        match change {
+            _ if made => ledger.cards()?.values().try_for_each(|card| self.connect(card))?,
+            None => ledger.cards()?.values().try_for_each(|card| self.isolate(card))?,
+            Some(Change { before: Some(before), after: Some(after) })
+                if before.is_sociable() != after.is_sociable() =>
+            {
+                self.isolate(after)?;
             }
+            Some(_) => {}
         }
         ledger.settled()
     }
 
-    /// Makes the bridge if it is not there. Returns whether it was made.
-    fn ensure_bridge(&self) -> io::Result<bool> {
+    fn rules(&self) -> [TablePlan; 2] {
+        rules::tables(&rules::Plan {
+            bridge: &self.bridge,
+            ports: &self.ports,
+            range: self.config.range,
+            forwards_from: self.config.forwards_from,
+        })
+    }
+
+    /// Makes the bridge if it is not there, and sets it up unless it is `trusted` to be. Returns whether it was made.
+    fn ensure_bridge(&self, trusted: bool) -> io::Result<bool> {
         let found = link::index(&self.bridge)?;
+        if trusted && found.is_some() {
+            return Ok(false);
+        }
         let mac = self.config.range.gateway_mac();
         wait(async {
             let links = Links::open()?;
@@ -226,7 +282,7 @@ impl Ground {
         Ok(tap)
     }
 
-    pub(super) fn isolate(&self, card: &Card) -> io::Result<()> {
+    fn isolate(&self, card: &Card) -> io::Result<()> {
         let Some(port) = link::index(&card.tap)? else { return Ok(()) };
         wait(async { Links::open()?.isolate(port, !card.is_sociable()).await })
     }
@@ -238,44 +294,47 @@ impl Ground {
         }
     }
 
-    fn remove_all(&self, cards: &mut Cards) -> io::Result<()> {
+    /// Removes bridge and rules, and switches forwarding back, after the last card.
+    fn remove_all(&self, ledger: &Ledger, state: &mut State) -> io::Result<()> {
+        ledger.unsettled()?;
         nft::remove(&self.table)?;
         if link::index(&self.bridge)?.is_some() {
             wait(async { Links::open()?.remove(&self.bridge).await })?;
         }
         // In another run of the kernel, somebody else switched it on.
-        let ours = cards.boot == sysctl::boot_id()?;
-        for uplink in std::mem::take(&mut cards.forwarding) {
+        let ours = state.boot == sysctl::boot_id()?;
+        for uplink in std::mem::take(&mut state.forwarding) {
             if ours && link::index(&uplink)?.is_some() {
                 sysctl::forward(&uplink, false)?;
             }
         }
-        Ok(())
+        state.rules.clear();
+        ledger.write_state(state)?;
+        ledger.settled()
     }
 
-    /// Notes the interfaces that have to forward packets for these cards and do not yet, and returns them.
-    fn plan_forwarding(&self, cards: &mut Cards) -> io::Result<Vec<String>> {
-        let outside = |card: &Card| {
-            let forwards = self.config.forwards_from == ForwardsFrom::Anywhere && !card.forwards.is_empty();
-            card.policy.allow_internet || forwards
-        };
+    /// Whether packets from outside have to reach this card.
+    fn is_outward(&self, card: &Card) -> bool {
+        let forwards = self.config.forwards_from == ForwardsFrom::Anywhere && !card.forwards.is_empty();
+        card.policy.allow_internet || forwards
+    }
+
+    /// Notes the interfaces that have to forward packets for such cards and do not yet, and returns them.
+    fn plan_forwarding(&self, state: &mut State) -> io::Result<Vec<String>> {
         let boot = sysctl::boot_id()?;
-        if cards.boot != boot {
-            cards.boot = boot;
-            cards.forwarding.clear();
-        }
-        if !cards.cards.values().any(outside) {
-            return Ok(Vec::new());
+        if state.boot != boot {
+            state.boot = boot;
+            state.forwarding.clear();
         }
         let mut new = Vec::new();
         for uplink in wait(async { Links::open()?.uplinks().await })? {
             if uplink != self.bridge && !sysctl::forwards(&uplink)? {
+                if !state.forwarding.contains(&uplink) {
+                    state.forwarding.push(uplink.clone());
+                }
                 new.push(uplink);
             }
         }
-        cards
-            .forwarding
-            .extend(new.iter().filter(|name| !cards.forwarding.contains(name)).cloned().collect::<Vec<_>>());
         Ok(new)
     }
 
@@ -305,70 +364,43 @@ impl Ground {
         Ok(Ipv4Addr::from(address))
     }
 
+    /// Who has which address.
+    pub(super) fn addresses(&self) -> Result<Vec<(Ipv4Addr, WorkspaceId)>, NetworkError> {
+        let held = self.config.leases.held(LeaseKind::Address);
+        let held =
+            held.map_err(|error| failed("list", "the addresses of machines")(io::Error::other(error)))?;
+        Ok(held.into_iter().map(|(address, id)| (Ipv4Addr::from(address), id)).collect())
+    }
+
+    pub(super) fn address_of(&self, id: WorkspaceId) -> Result<Option<Ipv4Addr>, NetworkError> {
+        let found = self.addresses()?.into_iter().find(|(_, owner)| *owner == id);
+        Ok(found.map(|(address, _)| address))
+    }
+
     pub(super) fn give_address_back(&self, id: WorkspaceId) -> Result<(), NetworkError> {
         self.config.leases.give_back(LeaseKind::Address, id).map_err(|error| {
             failed("give back", format!("the address of machine {id}"))(io::Error::other(error))
         })
     }
 
-    /// The host's port of a new forward: the one that is asked for, if nobody has it, or a free one.
-    pub(super) fn host_port(&self, cards: &Cards, asked: Option<HostPort>) -> Result<HostPort, NetworkError> {
-        let address = match self.config.forwards_from {
-            ForwardsFrom::Loopback => Ipv4Addr::LOCALHOST,
-            ForwardsFrom::Anywhere => Ipv4Addr::UNSPECIFIED,
-        };
-        let forwarded = |port: HostPort| {
-            cards.cards.values().any(|card| card.forwards.values().any(|used| *used == port))
-        };
-        if let Some(port) = asked {
-            let is_free = !forwarded(port) && TcpListener::bind((address, port.get())).is_ok();
-            return is_free.then_some(port).ok_or(NetworkError::PortTaken { port });
-        }
-        let find = || {
-            for _ in 0..PORT_TRIES {
-                let port = TcpListener::bind((address, 0))?.local_addr()?.port();
-                if let Ok(port) = HostPort::new(port.into())
-                    && !forwarded(port)
-                {
-                    return Ok(port);
-                }
-            }
-            Err(io::ErrorKind::AddrInUse.into())
-        };
-        find().map_err(failed("find", "a free port of the host"))
+    /// Makes the kernel forget what a machine that is gone was connected to.
+    pub(super) fn forget(&self, id: WorkspaceId, address: Ipv4Addr) -> Result<(), NetworkError> {
+        conntrack::forget(address)
+            .map_err(failed("forget", format!("the connections of machine {id} ({address})")))
     }
+}
+
+/// The rules, in a few bytes.
+fn digest(tables: &[TablePlan]) -> String {
+    let text = format!("{tables:?}");
+    Sha256::digest(text.as_bytes()).iter().take(16).fold(String::new(), |mut hex, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
 }
 
 /// Whether the card's device is there. It goes with the machine.
-pub(super) fn is_alive(card: &Card) -> Result<bool, NetworkError> {
-    let found = link::index(&card.tap).map_err(failed("look for", format!("the device {}", card.tap)))?;
-    Ok(found.is_some())
-}
-
-/// Refuses names of groups that are no names.
-pub(super) fn check_policy(policy: &NetworkPolicy) -> Result<(), NetworkError> {
-    match policy.groups.iter().find(|name| !is_valid_workspace_name(name)) {
-        None => Ok(()),
-        Some(name) => Err(NetworkError::Unsupported {
-            what: format!("a group named {:?}", name.chars().take(128).collect::<String>()),
-            remedy: "name it with 1-128 of the characters A-Z a-z 0-9 . _ - (and neither \".\" nor \"..\")"
-                .to_owned(),
-        }),
-    }
-}
-
-/// Refuses forwards of two guest ports from one host port.
-pub(super) fn check_forwards(
-    ground: &Ground,
-    cards: &Cards,
-    forwards: &BTreeMap<GuestPort, HostPort>,
-) -> Result<(), NetworkError> {
-    let mut seen = std::collections::BTreeSet::new();
-    for port in forwards.values() {
-        if !seen.insert(port) {
-            return Err(NetworkError::PortTaken { port: *port });
-        }
-        ground.host_port(cards, Some(*port))?;
-    }
-    Ok(())
+pub(super) fn is_alive(card: &Card) -> io::Result<bool> {
+    Ok(link::index(&card.tap)?.is_some())
 }

@@ -25,17 +25,26 @@
 //! switched back with the last card. What the rules are made from is in the folder `network` of the state folder: what
 //! is missing in the kernel is made again when the network is opened.
 
+mod conntrack;
 mod elements;
 mod ground;
 mod ledger;
 mod link;
 mod nft;
+mod ports;
 mod range;
 mod rules;
 mod sys;
 mod sysctl;
 
-use std::{collections::BTreeMap, net::Ipv4Addr, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use agentiso_guest::message::NetworkConfiguration;
 use async_trait::async_trait;
@@ -44,15 +53,16 @@ use serde::{Deserialize, Serialize};
 pub use self::range::{InvalidRange, Range};
 use self::{
     ground::{Ground, failed},
-    ledger::{Card, Cards},
+    ledger::{Card, Files, Ledger},
+    ports::Ports,
 };
 use super::{
-    AttachSpec, Attachment, Network, NetworkCapabilities, NetworkError, NetworkPolicy, NetworkRecord, Nic,
-    NicBackend,
+    AttachSpec, Attachment, MAX_GROUP_MEMBERS, Network, NetworkCapabilities, NetworkError, NetworkPolicy,
+    NetworkRecord, Nic, NicBackend,
 };
 use crate::{
-    leases::{LeaseKind, Leases},
-    types::{GuestPort, HostPort, ProcessRef, WorkspaceId},
+    leases::Leases,
+    types::{GroupName, GuestPort, HostPort, ProcessRef, WorkspaceId},
 };
 
 /// How long an address that a machine gave back is not another's, unless configured otherwise.
@@ -142,29 +152,24 @@ impl NetlinkNetwork {
         done.map_err(|error| failed("work on", "the network")(error.into()))?
     }
 
-    /// Changes one living card, if `change` does.
-    async fn change<T: Send + 'static>(
+    /// Changes one living card, if `change` does. What `change` returns beside a result lives until it is in force.
+    async fn change<T: Send + 'static, G>(
         &self,
         record: &NetworkRecord,
-        change: impl FnOnce(&Ground, &Cards, &mut Card) -> Result<T, NetworkError> + Send + 'static,
+        change: impl FnOnce(&Ground, &Ledger, &mut Card) -> Result<(T, G), NetworkError> + Send + 'static,
     ) -> Result<T, NetworkError> {
         let record = record.clone();
         self.run(move |ground| {
-            let (ledger, before) = ground.ledger()?;
-            let mut card = living(&before, &record)?;
-            let was_sociable = card.is_sociable();
-            let result = change(ground, &before, &mut card)?;
+            let ledger = ground.ledger()?;
+            let before = living(&ledger, &record)?;
             let mut after = before.clone();
-            after.cards.insert(record.id, card.clone());
+            let (result, _guard) = change(ground, &ledger, &mut after)?;
             if after == before {
                 return Ok(result);
             }
-            let done = ground.put(&ledger, &before, &mut after).and_then(|()| {
-                if was_sociable == card.is_sociable() { Ok(()) } else { ground.isolate(&card) }
-            });
-            if let Err(error) = done {
+            if let Err(error) = ground.put(&ledger, record.id, Some(&before), Some(&after)) {
                 // What failed on the way there may work on the way back; if not, the next opener sees to it.
-                let undone = ground.put(&ledger, &after, &mut before.clone());
+                let undone = ground.put(&ledger, record.id, Some(&after), Some(&before));
                 if let Err(error) = undone {
                     tracing::warn!(%error, machine = %record.id, "could not undo a change of the network");
                 }
@@ -188,77 +193,106 @@ fn record(id: WorkspaceId, address: Ipv4Addr, tap: &str) -> NetworkRecord {
     NetworkRecord { id, address: address.to_string(), details: serde_json::json!({ "tap": tap }) }
 }
 
-/// The card of a record, if it is in the list.
-fn listed<'a>(cards: &'a Cards, record: &NetworkRecord) -> Result<Option<&'a Card>, NetworkError> {
-    let details = Details::of(record)?;
-    Ok(cards.cards.get(&record.id).filter(|card| card.tap == details.tap))
+fn reading(source: std::io::Error) -> NetworkError {
+    failed("read", "the list of network cards")(source)
 }
 
 /// The card of a record whose device is there.
-fn living(cards: &Cards, record: &NetworkRecord) -> Result<Card, NetworkError> {
-    match listed(cards, record)? {
-        Some(card) if ground::is_alive(card)? => Ok(card.clone()),
+fn living(files: &Files, record: &NetworkRecord) -> Result<Card, NetworkError> {
+    let tap = Details::of(record)?.tap;
+    match files.card(record.id).map_err(reading)?.filter(|card| card.tap == tap) {
+        Some(card) if ground::is_alive(&card).map_err(reading)? => Ok(card),
         _ => Err(NetworkError::Gone { id: record.id }),
+    }
+}
+
+/// Refuses to put a machine into groups that have no room.
+fn check_room(ledger: &Ledger, id: WorkspaceId, groups: &BTreeSet<GroupName>) -> Result<(), NetworkError> {
+    if groups.is_empty() {
+        return Ok(());
+    }
+    let mut others = ledger.cards().map_err(reading)?;
+    others.remove(&id);
+    let members = |group| others.values().filter(|card| card.policy.groups.contains(group)).count();
+    match groups.iter().find(|group| members(*group) >= MAX_GROUP_MEMBERS) {
+        None => Ok(()),
+        Some(group) => Err(NetworkError::GroupFull { group: group.clone() }),
     }
 }
 
 /// Makes a card. On failure nothing is left.
 fn attach(ground: &Ground, spec: &AttachSpec) -> Result<(Card, OwnedFd), NetworkError> {
-    ground::check_policy(&spec.policy)?;
-    let (ledger, before) = ground.ledger()?;
+    spec.policy.check()?;
+    let ledger = ground.ledger()?;
     let range = ground.config.range.to_string();
-    if !before.cards.is_empty() && before.range != range {
+    let used = ledger.state().map_err(reading)?.range;
+    if used != range && !ledger.is_empty().map_err(reading)? {
         return Err(NetworkError::Unsupported {
-            what: format!("the address range {range} beside {}", before.range),
+            what: format!("the address range {range} beside {used}"),
             remedy: "stop all workspaces first, or configure the old range again".to_owned(),
         });
     }
+    check_room(&ledger, spec.id, &spec.policy.groups)?;
+    let _ports = match spec.forwards.is_empty() {
+        true => None,
+        false => {
+            let mut others = ledger.cards().map_err(reading)?;
+            others.remove(&spec.id);
+            let mut ports = Ports::look(&others, ground.config.forwards_from)?;
+            ports.take_all(&spec.forwards)?;
+            Some(ports)
+        }
+    };
+    let making = || failed("make", format!("the network card of machine {}", spec.id));
     // A machine has one card: an earlier one of the same machine is of no use.
-    let mut without = before.clone();
-    let earlier = without.cards.remove(&spec.id);
-    ground::check_forwards(ground, &without, &spec.forwards)?;
-
+    let earlier = ledger.card(spec.id).map_err(reading)?;
     let card = Card {
-        tap: ground.new_tap(&before),
+        tap: ground.new_tap().map_err(making())?,
         address: ground.take_address(spec.id)?,
         policy: spec.policy.clone(),
         forwards: spec.forwards.clone(),
     };
-    let mut after = without.clone();
-    after.range = range;
-    after.cards.insert(spec.id, card.clone());
     let made = earlier
+        .as_ref()
         .map_or(Ok(()), |earlier| ground.unplug(&earlier.tap))
-        .and_then(|()| ground.put(&ledger, &before, &mut after))
+        .and_then(|()| ground.put(&ledger, spec.id, earlier.as_ref(), Some(&card)))
         .and_then(|()| ground.plug(&card));
     match made {
         Ok(tap) => Ok((card, tap)),
         Err(error) => {
             // The device went with its descriptor.
-            let undone = ground.put(&ledger, &after, &mut without).map_err(failed("undo", "a network card"));
+            let undone =
+                ground.put(&ledger, spec.id, Some(&card), None).map_err(failed("undo", "a network card"));
             if let Err(error) = undone.and_then(|()| ground.give_address_back(spec.id)) {
                 tracing::warn!(%error, machine = %spec.id, "something of a network card was left behind");
             }
-            Err(failed("make", format!("the network card of machine {}", spec.id))(error))
+            Err(making()(error))
         }
     }
 }
 
 fn detach(ground: &Ground, record: &NetworkRecord) -> Result<(), NetworkError> {
-    let (ledger, before) = ground.ledger()?;
+    let ledger = ground.ledger()?;
     let tap = Details::of(record)?.tap;
-    match before.cards.get(&record.id) {
+    let card = ledger.card(record.id).map_err(reading)?;
+    match &card {
         // A later card of the same machine.
         Some(card) if card.tap != tap => return Ok(()),
         Some(card) => {
-            let mut after = before.clone();
-            after.cards.remove(&record.id);
             ground
                 .unplug(&card.tap)
-                .and_then(|()| ground.put(&ledger, &before, &mut after))
+                .and_then(|()| ground.put(&ledger, record.id, Some(card), None))
                 .map_err(failed("remove", format!("the network card of machine {}", record.id)))?;
         }
         None => {}
+    }
+    // Only then: nothing makes the kernel remember new ones any more.
+    let address = match card {
+        Some(card) => Some(card.address),
+        None => ground.address_of(record.id)?,
+    };
+    if let Some(address) = address {
+        ground.forget(record.id, address)?;
     }
     ground.give_address_back(record.id)
 }
@@ -272,7 +306,7 @@ impl Network for NetlinkNetwork {
             "with internet allowed, a machine's questions about names go to this host's name server"
                 .to_owned(),
         ];
-        let forwarding = self.ground.peek().map(|cards| cards.forwarding).unwrap_or_default();
+        let forwarding = self.ground.files().state().map(|state| state.forwarding).unwrap_or_default();
         if !forwarding.is_empty() {
             open.push(format!(
                 "for the internet access of machines, this host forwards packets that come in by {}, also of others",
@@ -312,11 +346,12 @@ impl Network for NetlinkNetwork {
         attachment: &NetworkRecord,
         policy: &NetworkPolicy,
     ) -> Result<(), NetworkError> {
-        ground::check_policy(policy)?;
-        let policy = policy.clone();
-        self.change(attachment, move |_, _, card| {
+        policy.check()?;
+        let (id, policy) = (attachment.id, policy.clone());
+        self.change(attachment, move |_, ledger, card| {
+            check_room(ledger, id, &policy.groups)?;
             card.policy = policy;
-            Ok(())
+            Ok(((), ()))
         })
         .await
     }
@@ -327,13 +362,14 @@ impl Network for NetlinkNetwork {
         guest: GuestPort,
         host: Option<HostPort>,
     ) -> Result<HostPort, NetworkError> {
-        self.change(attachment, move |ground, cards, card| {
+        self.change(attachment, move |ground, ledger, card| {
             if let Some(&host) = card.forwards.get(&guest) {
                 return Err(NetworkError::AlreadyForwarded { guest, host });
             }
-            let host = ground.host_port(cards, host)?;
+            let mut ports = Ports::look(&ledger.cards().map_err(reading)?, ground.config.forwards_from)?;
+            let host = ports.take(host)?;
             card.forwards.insert(guest, host);
-            Ok(host)
+            Ok((host, ports))
         })
         .await
     }
@@ -341,7 +377,7 @@ impl Network for NetlinkNetwork {
     async fn remove_forward(&self, attachment: &NetworkRecord, guest: GuestPort) -> Result<(), NetworkError> {
         let removed = self.change(attachment, move |_, _, card| {
             card.forwards.remove(&guest);
-            Ok(())
+            Ok(((), ()))
         });
         match removed.await {
             // Its forwards lead nowhere, and go when it is detached.
@@ -354,11 +390,11 @@ impl Network for NetlinkNetwork {
         &self,
         attachment: &NetworkRecord,
     ) -> Result<BTreeMap<GuestPort, HostPort>, NetworkError> {
-        Ok(living(&self.ground.peek()?, attachment)?.forwards)
+        Ok(living(&self.ground.files(), attachment)?.forwards)
     }
 
     async fn is_alive(&self, attachment: &NetworkRecord) -> Result<bool, NetworkError> {
-        match living(&self.ground.peek()?, attachment) {
+        match living(&self.ground.files(), attachment) {
             Ok(_) => Ok(true),
             Err(NetworkError::Gone { .. }) => Ok(false),
             Err(error) => Err(error),
@@ -382,16 +418,12 @@ impl Network for NetlinkNetwork {
     async fn leftovers(&self) -> Result<Vec<NetworkRecord>, NetworkError> {
         self.run(|ground| {
             // Not in the middle of somebody's change.
-            let (_ledger, cards) = ground.ledger()?;
+            let cards = ground.ledger()?.cards().map_err(reading)?;
             let mut records: Vec<_> =
-                cards.cards.iter().map(|(id, card)| record(*id, card.address, &card.tap)).collect();
+                cards.iter().map(|(id, card)| record(*id, card.address, &card.tap)).collect();
             // Addresses of cards that did not come to be.
-            let held =
-                ground.config.leases.held(LeaseKind::Address).map_err(|error| {
-                    failed("list", "the addresses of machines")(std::io::Error::other(error))
-                })?;
-            let others = held.into_iter().filter(|(_, id)| !cards.cards.contains_key(id));
-            records.extend(others.map(|(address, id)| record(id, Ipv4Addr::from(address), "")));
+            let others = ground.addresses()?.into_iter().filter(|(_, id)| !cards.contains_key(id));
+            records.extend(others.map(|(address, id)| record(id, address, "")));
             Ok(records)
         })
         .await

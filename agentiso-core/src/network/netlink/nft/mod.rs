@@ -2,6 +2,7 @@
 
 pub(super) mod steps;
 mod sys;
+pub(super) mod wire;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,6 +15,7 @@ use nftnl::{Batch, Chain, ChainType, Hook, MsgType, Policy, ProtoFamily, Rule, T
 
 pub(super) use sys::Step;
 use sys::{ElementsMessage, RawSet, SetMessage};
+use wire::{Request, Subsystem, attribute, attributes, find};
 
 /// Elements that one message carries. A message has 64 KiB; an element with its attributes is below 100 bytes.
 const ELEMENTS_PER_MESSAGE: usize = 400;
@@ -26,6 +28,16 @@ const RULES_BYTES: usize = 512 * 1024;
 
 /// How long the kernel may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+
+// linux/netfilter/nf_tables.h
+const GET_TABLE: u8 = 1;
+const GET_SET_ELEMENTS: u8 = 13;
+const TABLE_NAME: u16 = 1;
+const ELEMENTS_TABLE: u16 = 1;
+const ELEMENTS_SET: u16 = 2;
+const ELEMENTS_LIST: u16 = 3;
+const ELEMENT_KEY: u16 = 1;
+const DATA_VALUE: u16 = 1;
 
 /// How a set is told from others: its table's family and its name.
 pub(super) type SetName = (Family, &'static CStr);
@@ -66,6 +78,7 @@ pub(super) struct SetPlan {
 }
 
 /// A chain and its rules, each with what it is for.
+#[derive(Debug)]
 pub(super) struct ChainPlan {
     pub(super) name: &'static CStr,
     pub(super) hook: Option<(ChainType, Hook, i32)>,
@@ -73,6 +86,7 @@ pub(super) struct ChainPlan {
 }
 
 /// A table.
+#[derive(Debug)]
 pub(super) struct TablePlan {
     pub(super) family: Family,
     pub(super) sets: Vec<SetPlan>,
@@ -145,6 +159,48 @@ pub(super) fn remove(name: &CStr) -> io::Result<()> {
         batch.add(&table, MsgType::Del);
     }
     send(batch)
+}
+
+/// Whether both tables of this name are there.
+pub(super) fn is_there(name: &CStr) -> io::Result<bool> {
+    for family in [Family::Bridge, Family::Inet] {
+        let question =
+            Request { content: attribute(TABLE_NAME, name.to_bytes_with_nul()), ..ask(family, GET_TABLE) };
+        match question.send() {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(false),
+            result => drop(result?),
+        }
+    }
+    Ok(true)
+}
+
+/// The keys in the sets of this name, of all tables of the inet family whose names begin so.
+pub(super) fn keys(tables: &str, set: &CStr) -> io::Result<Vec<Vec<u8>>> {
+    let mut keys = Vec::new();
+    for table in (Request { dump: true, ..ask(Family::Inet, GET_TABLE) }).send()? {
+        let Some(name) = find(&table, TABLE_NAME).filter(|name| name.starts_with(tables.as_bytes())) else {
+            continue;
+        };
+        let content = [attribute(ELEMENTS_TABLE, name), attribute(ELEMENTS_SET, set.to_bytes_with_nul())];
+        let question =
+            Request { dump: true, content: content.concat(), ..ask(Family::Inet, GET_SET_ELEMENTS) };
+        let lists = match question.send() {
+            // The table went meanwhile, or it is another one that happens to be named so.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
+            lists => lists?,
+        };
+        for list in lists {
+            let elements = find(&list, ELEMENTS_LIST).into_iter().flat_map(attributes);
+            let key = |(_, element)| find(find(element, ELEMENT_KEY)?, DATA_VALUE);
+            keys.extend(elements.filter_map(key).map(<[u8]>::to_vec));
+        }
+    }
+    Ok(keys)
+}
+
+fn ask(family: Family, message: u8) -> Request {
+    let family = u8::try_from(family.number()).unwrap_or_default();
+    Request { subsystem: Subsystem::Rules, message, family, dump: false, content: Vec::new() }
 }
 
 /// What one has and the other has not.
