@@ -44,9 +44,24 @@ pub(crate) fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Se
     }
 }
 
+/// Who removes a folder.
+pub(crate) enum Folder {
+    Ours(tempfile::TempDir),
+    Theirs(std::path::PathBuf),
+}
+
+impl Folder {
+    pub(crate) fn path(&self) -> &std::path::Path {
+        match self {
+            Self::Ours(folder) => folder.path(),
+            Self::Theirs(folder) => folder,
+        }
+    }
+}
+
 /// A state folder.
 pub(crate) struct State {
-    pub(crate) folder: tempfile::TempDir,
+    pub(crate) folder: Folder,
     pub(crate) config: NetlinkConfig,
 }
 
@@ -57,7 +72,15 @@ impl State {
         let id = WorkspaceId::random().to_string();
         let mut config = NetlinkConfig::new(id, folder.path().to_owned(), leases);
         config.resolver = Some(internet::ADDRESS);
-        Self { folder, config }
+        Self { folder: Folder::Ours(folder), config }
+    }
+
+    /// The state folder that another process has.
+    pub(crate) fn again(folder: &std::path::Path, id: &str) -> Self {
+        let leases: Arc<dyn Leases> = testkit::leases(&folder.join("records.db")).unwrap();
+        let mut config = NetlinkConfig::new(id.to_owned(), folder.to_owned(), leases);
+        config.resolver = Some(internet::ADDRESS);
+        Self { folder: Folder::Theirs(folder.to_owned()), config }
     }
 
     pub(crate) fn with_range(range: &str) -> Self {

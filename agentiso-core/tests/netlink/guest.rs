@@ -15,7 +15,7 @@ use agentiso_core::network::{Attachment, NetworkRecord, Nic, NicBackend};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     net::{
-        AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with,
+        AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with,
         sockopt::{Timeout, set_socket_timeout},
     },
     thread::{LinkNameSpaceType, UnshareFlags},
@@ -141,6 +141,17 @@ impl Guest {
         (&self.raw).write_all(&with_header).unwrap();
     }
 
+    /// Hears every frame that comes to its card from now on.
+    pub(crate) fn ears(&self) -> Ears {
+        // ETH_P_ALL
+        let all = std::num::NonZeroU32::new(u32::from(3u16.to_be())).map(Protocol::from_raw);
+        let socket = self
+            .namespace
+            .run(|| socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, all).unwrap());
+        set_socket_timeout(&socket, Timeout::Recv, Some(BRIEFLY)).unwrap();
+        Ears(socket)
+    }
+
     pub(crate) fn listen(&self, port: u16) -> TcpListener {
         self.namespace.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap())
     }
@@ -156,6 +167,22 @@ impl Guest {
     /// Whether it gets an answer to a ping.
     pub(crate) fn pings(&self, address: Ipv4Addr) -> bool {
         self.namespace.run(|| ping(address))
+    }
+}
+
+/// What hears the frames that come to a card.
+pub(crate) struct Ears(OwnedFd);
+
+impl Ears {
+    /// Whether exactly this frame came, or comes shortly.
+    pub(crate) fn hear(&self, frame: &[u8]) -> bool {
+        let mut heard = [0; 2048];
+        while let Ok((length, _)) = recv(&self.0, &mut heard, RecvFlags::empty()) {
+            if heard[..length] == *frame {
+                return true;
+            }
+        }
+        false
     }
 }
 
@@ -214,6 +241,12 @@ pub(crate) fn talk(one: &mut TcpStream, other: &mut TcpStream) -> bool {
 fn says(from: &mut TcpStream, to: &mut TcpStream) -> bool {
     let mut heard = [0; 4];
     from.write_all(b"ping").is_ok() && to.read_exact(&mut heard).is_ok() && heard == *b"ping"
+}
+
+/// Whether who says something over this connection is told that it has ended.
+pub(crate) fn is_reset(connection: &mut TcpStream) -> bool {
+    let result = connection.write_all(b"ping").and_then(|()| connection.read(&mut [0; 4]));
+    result.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset)
 }
 
 /// Accepts a connection that was made.

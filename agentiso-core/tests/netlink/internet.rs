@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, TcpListener};
 use agentiso_core::network::{Network, NetworkPolicy};
 
 use crate::{
-    fixture::{State, counted, in_namespace, internet, internet_on, start},
-    guest::{BRIEFLY, Namespace, accept, connect, talk, udp},
+    fixture::{State, counted, forward, in_namespace, internet, internet_on, start},
+    guest::{BRIEFLY, Namespace, accept, connect, is_reset, talk, udp},
 };
 
 fn server(internet: &Namespace, port: u16) -> TcpListener {
@@ -99,5 +99,90 @@ fn names_are_asked_of_the_resolver() {
         network.update_policy(&guest.record, &NetworkPolicy::default()).await.unwrap();
         socket.send_to(b"where?", (gateway, 53)).unwrap();
         assert!(resolver.recv_from(&mut heard).is_err());
+    });
+}
+
+#[test]
+fn switching_off_tells_both_sides_and_leaves_forwards_and_other_machines() {
+    in_namespace(async || {
+        let outside = internet::connect_host();
+        let web = server(&outside, 443);
+        let state = State::new();
+        let network = state.open().await;
+        let guest = start(&network, &state, &internet_on()).await;
+        let other = start(&network, &state, &internet_on()).await;
+        let listener = guest.listen(80);
+        let port = forward(&network, &guest.record, 80).await.get();
+        let mut forwarded = connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        let mut forwarded_there = accept(&listener).0;
+        let mut sending = guest.connect((internet::FAR, 443)).unwrap();
+        let mut sending_there = accept(&web).0;
+        let mut waiting = guest.connect((internet::FAR, 443)).unwrap();
+        let mut waiting_there = accept(&web).0;
+        let mut kept = other.connect((internet::FAR, 443)).unwrap();
+        let mut kept_there = accept(&web).0;
+        assert!(talk(&mut sending, &mut sending_there) && talk(&mut waiting, &mut waiting_there));
+
+        network.update_policy(&guest.record, &NetworkPolicy::default()).await.unwrap();
+
+        assert!(is_reset(&mut sending), "the machine speaks, and is told");
+        assert!(is_reset(&mut waiting_there), "the other side speaks, and is told");
+        assert!(talk(&mut forwarded, &mut forwarded_there));
+        assert!(talk(&mut kept, &mut kept_there));
+
+        network.update_policy(&guest.record, &internet_on()).await.unwrap();
+        let mut again = guest.connect((internet::FAR, 443)).unwrap();
+        assert!(talk(&mut again, &mut accept(&web).0));
+        assert!(talk(&mut kept, &mut kept_there) && talk(&mut forwarded, &mut forwarded_there));
+    });
+}
+
+#[test]
+fn other_sides_of_a_machine_that_is_gone_are_told() {
+    in_namespace(async || {
+        let outside = internet::connect_host();
+        let web = server(&outside, 443);
+        let state = State::from_anywhere();
+        let network = state.open().await;
+        for _first_then_last in 0..2 {
+            let guest = start(&network, &state, &internet_on()).await;
+            let listener = guest.listen(80);
+            let port = forward(&network, &guest.record, 80).await.get();
+            let mut client = outside.run(|| connect((internet::HOST, port))).unwrap();
+            let mut served = accept(&listener).0;
+            let mut here = guest.connect((internet::FAR, 443)).unwrap();
+            let mut there = accept(&web).0;
+            assert!(talk(&mut here, &mut there) && talk(&mut client, &mut served));
+
+            network.detach(&guest.record).await.unwrap();
+
+            assert!(is_reset(&mut there) && is_reset(&mut client));
+            // The second time round, it is not the last one.
+            std::mem::forget(network.attach(state.spec(&internet_on())).await.unwrap());
+        }
+    });
+}
+
+#[test]
+fn name_server_that_changes_is_asked_from_the_next_change_on() {
+    in_namespace(async || {
+        let outside = internet::connect_host();
+        let listen = |address| {
+            let socket = outside.run(|| std::net::UdpSocket::bind((address, 53)).unwrap());
+            socket.set_read_timeout(Some(BRIEFLY * 3)).unwrap();
+            socket
+        };
+        let (old, new) = (listen(internet::ADDRESS), listen(internet::FAR));
+        let mut state = State::new();
+        let guest = start(&state.open().await, &state, &internet_on()).await;
+        let socket = guest.udp(0);
+        socket.send_to(b"where?", (Ipv4Addr::new(10, 99, 0, 1), 53)).unwrap();
+        assert!(old.recv_from(&mut [0; 16]).is_ok());
+
+        state.config.resolver = Some(internet::FAR);
+        let _again = state.open().await;
+
+        guest.udp(0).send_to(b"where?", (Ipv4Addr::new(10, 99, 0, 1), 53)).unwrap();
+        assert!(new.recv_from(&mut [0; 16]).is_ok());
     });
 }

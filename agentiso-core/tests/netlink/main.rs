@@ -3,8 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod contract;
+mod crash;
+mod errors;
 mod fixture;
 mod forwards;
+mod frames;
 mod guest;
 mod internet;
 mod reach;

@@ -2,11 +2,12 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use agentiso_core::network::{Network, NetworkPolicy};
+use agentiso_core::network::{MAX_GROUP_MEMBERS, MAX_GROUPS, Network, NetworkError, NetworkPolicy};
 
 use crate::{
-    fixture::{State, counted, groups, in_namespace, start},
-    guest::{Guest, ping, udp},
+    fixture::{State, counted, everything, groups, in_namespace, start},
+    frames::{arp, frame_to, ipv4_to, mac},
+    guest::{Guest, ping, sh, udp},
 };
 
 /// The host's address towards machines.
@@ -62,6 +63,107 @@ fn machines_reach_those_of_their_groups_alone() {
                 });
             }
         });
+    });
+}
+
+#[test]
+fn no_frame_passes_between_machines_without_a_group() {
+    in_namespace(async || {
+        let state = State::new();
+        let network = state.open().await;
+        let team = groups(&["team"]);
+        let one = start(&network, &state, &team).await;
+        let mate = start(&network, &state, &team).await;
+        let stranger = start(&network, &state, &groups(&["other"])).await;
+        let loner = start(&network, &state, &NetworkPolicy::default()).await;
+        // Their own kernels are not to say anything.
+        for machine in [&one, &mate, &stranger, &loner] {
+            machine.namespace.sh("ip link set eth0 promisc on; ip link set eth0 arp off");
+        }
+
+        for (other, shares_a_group) in [(&mate, true), (&stranger, false), (&loner, false)] {
+            for (purpose, frame, passes_in_a_group) in frames_of_every_kind(&one, other) {
+                let ears = other.ears();
+                one.forge(&frame);
+                assert_eq!(ears.hear(&frame), shares_a_group && passes_in_a_group, "{purpose}");
+            }
+        }
+    });
+}
+
+/// Frames from one machine to another, and whether those of a group may exchange them.
+fn frames_of_every_kind(one: &Guest, other: &Guest) -> Vec<(&'static str, Vec<u8>, bool)> {
+    const BROADCAST: [u8; 6] = [0xff; 6];
+    let (from, to) = (mac(one), mac(other));
+    let (own, theirs) = (one.address.octets(), other.address.octets());
+    let ip = |protocol| ipv4_to(theirs, own, protocol);
+    let mut request = arp(from, own);
+    request[24..28].copy_from_slice(&theirs);
+    let mut answer = request.clone();
+    answer[7] = 2;
+    answer[18..24].copy_from_slice(&to);
+    // A neighbour solicitation from a link-local address.
+    let mut solicitation = vec![0x60, 0, 0, 0, 0, 24, 58, 255, 0xfe, 0x80];
+    solicitation.resize(64, 1);
+    solicitation[40] = 135;
+    vec![
+        ("ARP request", frame_to(BROADCAST, from, 0x0806, &request), true),
+        ("ARP answer", frame_to(to, from, 0x0806, &answer), true),
+        ("ICMP", frame_to(to, from, 0x0800, &ip(1)), true),
+        ("TCP", frame_to(to, from, 0x0800, &ip(6)), true),
+        ("UDP", frame_to(to, from, 0x0800, &ip(17)), true),
+        ("SCTP", frame_to(to, from, 0x0800, &ip(132)), true),
+        ("IPv4 broadcast", frame_to(BROADCAST, from, 0x0800, &ipv4_to([255; 4], own, 17)), true),
+        (
+            "IPv4 multicast",
+            frame_to([1, 0, 0x5e, 0, 0, 251], from, 0x0800, &ipv4_to([224, 0, 0, 251], own, 17)),
+            true,
+        ),
+        ("IPv6 neighbour", frame_to([0x33, 0x33, 0, 0, 0, 1], from, 0x86dd, &solicitation), false),
+        ("IPv6", frame_to(to, from, 0x86dd, &solicitation), false),
+        ("VLAN", frame_to(to, from, 0x8100, &[0; 46]), false),
+        ("raw Ethernet", frame_to(to, from, 0x88b5, b"hello"), false),
+        ("raw Ethernet broadcast", frame_to(BROADCAST, from, 0x88b5, b"hello"), false),
+        ("bridge protocol", frame_to([1, 0x80, 0xc2, 0, 0, 0], from, 38, &[0x42, 0x42, 3]), false),
+    ]
+}
+
+#[test]
+fn group_has_room_for_so_many_and_a_machine_for_so_many_groups() {
+    in_namespace(async || {
+        let state = State::new();
+        let network = state.open().await;
+        let team = groups(&["team"]);
+        let mut members = Vec::new();
+        for _ in 0..MAX_GROUP_MEMBERS {
+            members.push(network.attach(state.spec(&team)).await.unwrap());
+        }
+        let other = network.attach(state.spec(&groups(&["other"]))).await.unwrap();
+        let before = everything();
+
+        for refused in [
+            network.attach(state.spec(&team)).await.map(drop),
+            network.update_policy(&other.record, &team).await,
+        ] {
+            let error = refused.unwrap_err();
+            assert!(matches!(&error, NetworkError::GroupFull { .. }), "{error:?}");
+            assert!(error.to_string().contains("group team"), "{error}");
+        }
+        let names: Vec<String> = (0..=MAX_GROUPS).map(|n| format!("g{n}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let error = network.update_policy(&other.record, &groups(&names)).await.unwrap_err();
+        assert!(
+            matches!(error, NetworkError::TooManyGroups { count } if count == MAX_GROUPS + 1),
+            "{error:?}"
+        );
+        assert_eq!(everything(), before, "nothing was changed");
+
+        network.update_policy(&other.record, &groups(&names[..MAX_GROUPS])).await.unwrap();
+        network.update_policy(&members[0].record, &team).await.unwrap();
+        network.detach(&members[0].record).await.unwrap();
+        network.update_policy(&other.record, &team).await.unwrap();
+        let pairs = sh("nft list ruleset").matches("\" . \"at").count();
+        assert_eq!(pairs, MAX_GROUP_MEMBERS * (MAX_GROUP_MEMBERS - 1), "of all that are left");
     });
 }
 

@@ -4,39 +4,9 @@ use agentiso_core::network::NetworkPolicy;
 
 use crate::{
     fixture::{State, counted, in_namespace, start},
-    guest::{Guest, sh},
+    frames::{FOREIGN, arp, frame, ipv4, mac},
+    guest::sh,
 };
-
-const ALL: [u8; 6] = [0xff; 6];
-const FOREIGN: [u8; 6] = [0x52, 0x54, 9, 9, 9, 9];
-
-fn mac(guest: &Guest) -> [u8; 6] {
-    let bytes: Vec<u8> = guest.mac.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
-    bytes.try_into().unwrap()
-}
-
-fn frame(from: [u8; 6], kind: u16, content: &[u8]) -> Vec<u8> {
-    let mut frame = [ALL, from].concat();
-    frame.extend_from_slice(&kind.to_be_bytes());
-    frame.extend_from_slice(content);
-    frame.resize(60, 0);
-    frame
-}
-
-fn ipv4(from: [u8; 4]) -> Vec<u8> {
-    let mut packet = vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0];
-    packet.extend_from_slice(&from);
-    packet.extend_from_slice(&[10, 99, 0, 1, 0, 9, 0, 9, 0, 8, 0, 0]);
-    packet
-}
-
-fn arp(mac: [u8; 6], address: [u8; 4]) -> Vec<u8> {
-    let mut packet = vec![0, 1, 8, 0, 6, 4, 0, 1];
-    packet.extend_from_slice(&mac);
-    packet.extend_from_slice(&address);
-    packet.extend_from_slice(&[0, 0, 0, 0, 0, 0, 10, 99, 0, 1]);
-    packet
-}
 
 #[test]
 fn forged_frames_are_dropped_and_counted() {

@@ -34,7 +34,7 @@ pub(super) struct Ground {
     /// What the names of TAP devices begin with.
     ports: String,
     /// Of the tables.
-    table: CString,
+    pub(super) table: CString,
     /// Of the rules that belong there, a digest.
     rules: String,
 }
@@ -55,7 +55,7 @@ pub(super) fn failed(
 }
 
 /// Waits for a future, on a thread that may block.
-fn wait<T>(future: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+pub(super) fn wait<T>(future: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     tokio::runtime::Handle::current().block_on(future)
 }
 
@@ -81,46 +81,6 @@ impl Ground {
             if link::index(&name)?.is_none() {
                 return Ok(name);
             }
-        }
-    }
-
-    /// Whether this host has all it takes, and the range is free.
-    pub(super) fn check(&self) -> Result<(), NetworkError> {
-        let missing = |what: &str, remedy: &str| NetworkError::Missing {
-            what: what.to_owned(),
-            remedy: remedy.to_owned(),
-        };
-        if !rustix::process::geteuid().is_root() {
-            let remedy = "run as root, or use the user network, which needs no privileges";
-            return Err(missing("the privilege to make network devices", remedy));
-        }
-        if std::fs::File::options().read(true).write(true).open(sys::TUN).is_err() {
-            return Err(missing(sys::TUN, "load the kernel module: modprobe tun"));
-        }
-        let mut probe = self.table.as_bytes().to_vec();
-        probe.extend_from_slice(b"_probe");
-        let probe = CString::new(probe).map_err(|error| failed("name", "a table")(error.into()))?;
-        nft::remove(&probe).map_err(|error| {
-            let remedy = format!("load the kernel module: modprobe nf_tables ({error})");
-            missing("nftables", &remedy)
-        })?;
-        self.check_range()
-    }
-
-    fn check_range(&self) -> Result<(), NetworkError> {
-        let range = self.config.range;
-        let found = wait(async { Links::open()?.in_the_way(range, &self.bridge).await })
-            .map_err(failed("look for other users of", format!("the address range {range}")))?;
-        match found {
-            None => Ok(()),
-            Some(other) => Err(NetworkError::Unsupported {
-                what: format!(
-                    "using the address range {range}, while the interface {} has {},",
-                    other.interface, other.what
-                ),
-                remedy: "configure another range, or remove the interface if nothing needs it any more"
-                    .to_owned(),
-            }),
         }
     }
 
@@ -154,12 +114,20 @@ impl Ground {
         if in_force {
             return Ok(());
         }
+        let cards = ledger.cards()?;
         let mut any_alive = false;
-        for card in ledger.cards()?.values() {
+        for card in cards.values() {
             any_alive |= is_alive(card)?;
         }
-        // Those of dead machines are about to be removed, and that takes no rules.
-        if any_alive { self.settle(ledger, &mut state, None) } else { Ok(()) }
+        if !any_alive {
+            // They are about to be removed, and that takes no rules.
+            return Ok(());
+        }
+        ledger.unsettled()?;
+        if cards.values().any(|card| self.is_outward(card)) {
+            self.open_uplinks(ledger, &mut state)?;
+        }
+        self.settle(ledger, &mut state, None)
     }
 
     /// Writes a machine's card down, or that it has none any more, and brings bridge and rules in line with that.
@@ -171,23 +139,19 @@ impl Ground {
         after: Option<&Card>,
     ) -> io::Result<()> {
         let mut state = ledger.state()?;
-        let old = state.clone();
-        let uplinks = match after {
-            Some(card) if self.is_outward(card) => self.plan_forwarding(&mut state)?,
-            _ => Vec::new(),
-        };
-        state.range = self.config.range.to_string();
+        let range = self.config.range.to_string();
         let trusted = !ledger.is_unsettled();
         ledger.unsettled()?;
-        if state != old {
+        if state.range != range {
+            state.range = range;
             ledger.write_state(&state)?;
+        }
+        if after.is_some_and(|card| self.is_outward(card)) {
+            self.open_uplinks(ledger, &mut state)?;
         }
         ledger.write_card(id, after)?;
         if ledger.is_empty()? {
             return self.remove_all(ledger, &mut state);
-        }
-        for uplink in uplinks {
-            sysctl::forward(&uplink, true)?;
         }
         self.settle(ledger, &mut state, trusted.then_some(Change { before, after }))
     }
@@ -319,8 +283,8 @@ impl Ground {
         card.policy.allow_internet || forwards
     }
 
-    /// Notes the interfaces that have to forward packets for such cards and do not yet, and returns them.
-    fn plan_forwarding(&self, state: &mut State) -> io::Result<Vec<String>> {
+    /// Makes the interfaces that lead outside forward packets, and notes those that did not before.
+    fn open_uplinks(&self, ledger: &Ledger, state: &mut State) -> io::Result<()> {
         let boot = sysctl::boot_id()?;
         if state.boot != boot {
             state.boot = boot;
@@ -329,13 +293,17 @@ impl Ground {
         let mut new = Vec::new();
         for uplink in wait(async { Links::open()?.uplinks().await })? {
             if uplink != self.bridge && !sysctl::forwards(&uplink)? {
-                if !state.forwarding.contains(&uplink) {
-                    state.forwarding.push(uplink.clone());
-                }
                 new.push(uplink);
             }
         }
-        Ok(new)
+        if new.is_empty() {
+            return Ok(());
+        }
+        state.forwarding.retain(|noted| !new.contains(noted));
+        state.forwarding.extend_from_slice(&new);
+        // Before it is done, so that it is undone whatever happens.
+        ledger.write_state(state)?;
+        new.iter().try_for_each(|uplink| sysctl::forward(uplink, true))
     }
 
     /// The name server that machines' questions go to: the first one that is not on the host's loopback, where those of

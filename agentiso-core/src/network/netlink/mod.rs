@@ -25,6 +25,7 @@
 //! switched back with the last card. What the rules are made from is in the folder `network` of the state folder: what
 //! is missing in the kernel is made again when the network is opened.
 
+mod check;
 mod conntrack;
 mod elements;
 mod ground;
@@ -135,7 +136,7 @@ impl NetlinkNetwork {
         let network = Self { ground };
         network
             .run(|ground| {
-                ground.check()?;
+                check::check(ground)?;
                 ground.rebuild()
             })
             .await?;

@@ -122,7 +122,19 @@ pub(super) fn replace(name: &CStr, tables: &[TablePlan], elements: &Elements) ->
         }
     }
     add_elements(&mut batch, name, elements, MsgType::Add);
-    send(batch)
+    send(batch).map_err(lacking)
+}
+
+/// The kernel refuses rules that need modules which it does not have and cannot load.
+fn lacking(error: io::Error) -> io::Error {
+    const MODULES: &str = "modprobe -a nft_chain_nat nft_ct nft_fib_inet nft_masq nft_nat nft_reject_inet";
+    match error.raw_os_error() {
+        Some(libc::ENOENT | libc::EOPNOTSUPP | libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT) => io::Error::new(
+            io::ErrorKind::Unsupported,
+            format!("this kernel lacks a part of nftables ({error}): load its modules: {MODULES}"),
+        ),
+        _ => error,
+    }
 }
 
 fn made<'a>(plan: &ChainPlan, table: &'a Table) -> Chain<'a> {
@@ -267,4 +279,18 @@ fn prepare(socket: &mnl::Socket, bytes: usize) -> io::Result<()> {
     rustix::net::sockopt::set_socket_send_buffer_size_force(fd, bytes.max(1 << 18))?;
     rustix::net::sockopt::set_socket_recv_buffer_size_force(fd, 4 << 20)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_that_the_kernel_does_not_know_name_the_modules() {
+        let of = |code| lacking(io::Error::from_raw_os_error(code));
+        for code in [libc::ENOENT, libc::EOPNOTSUPP, libc::EAFNOSUPPORT] {
+            assert!(of(code).to_string().contains("modprobe -a nft_chain_nat"), "{code}");
+        }
+        assert_eq!(of(libc::ENOBUFS).raw_os_error(), Some(libc::ENOBUFS), "all else as it is");
+    }
 }
