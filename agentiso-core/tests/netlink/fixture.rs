@@ -171,7 +171,7 @@ pub(crate) mod internet {
         sh(&format!(
             "ip link add uplink type veth peer name eth0 netns {}
              ip addr add {HOST}/24 dev uplink
-             ip link set uplink up",
+             ip link set uplink addrgenmode none up",
             internet.path()
         ));
         internet.sh(&format!(

@@ -31,6 +31,11 @@ pub(crate) fn ipv4_to(to: [u8; 4], from: [u8; 4], protocol: u8) -> Vec<u8> {
     let mut packet = vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, protocol, 0, 0];
     packet.extend_from_slice(&from);
     packet.extend_from_slice(&to);
+    // Where br_netfilter is on, a wrong checksum is enough to be dropped.
+    let words = packet.chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+    let sum: u32 = words.sum();
+    let checksum = !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
+    packet[10..12].copy_from_slice(&checksum.to_be_bytes());
     packet.extend_from_slice(&[0, 9, 0, 9, 0, 8, 0, 0]);
     packet
 }

@@ -82,6 +82,16 @@ fn from_machine(parts: &Parts) -> Vec<(&'static CStr, Vec<Step>)> {
                 vec![accept()],
             ]),
         ),
+        (
+            // These are never routed.
+            c"broadcast and multicast between ports",
+            rule([
+                parts.to_bridge(),
+                parts.of_range(source(0)),
+                Parts::within(destination(0), 3, Ipv4Addr::new(224, 0, 0, 0)),
+                vec![accept()],
+            ]),
+        ),
         (c"back to the bridge", rule([parts.to_bridge(), vec![count(), discard()]])),
         (c"to this network", never(8, 0, 0)),
         (c"to a loopback address", never(8, 127, 0)),
