@@ -51,7 +51,7 @@ const COMMANDS: &[(&str, &[&str])] = &[
     ("share", &["--undo", "WORKSPACE"]),
     ("port", &["add", "rm", "ls"]),
     ("port add", &["WORKSPACE", "[HOST:]GUEST"]),
-    ("policy", &["--internet", "--inter-vm", "--ports", "WORKSPACE"]),
+    ("policy", &["--internet", "--inter-vm", "--ports", "--group", "--no-group", "WORKSPACE"]),
     ("image", &["build", "import", "ls", "info", "rm"]),
     ("image build", &["--name", "--disk", "DISTRIBUTION"]),
     ("image import", &["--disk", "NAME", "FILE"]),

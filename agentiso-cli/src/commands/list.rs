@@ -116,10 +116,7 @@ fn description(info: &WorkspaceInfo) -> String {
         ("boot time", or_none(info.boot_time_ms.map(|ms| format!("{ms} ms")))),
         ("address", or_none(summary.ip.clone())),
         ("internet", super::policy::internet_text(&info.network)),
-        (
-            "other workspaces",
-            if info.network.allow_inter_vm { "reachable" } else { "not reachable" }.to_owned(),
-        ),
+        ("other workspaces", super::policy::others_text(&info.network)),
         ("ports", lines(info.port_forwards.iter().map(super::port::text).collect())),
         (
             "snapshots",

@@ -1,6 +1,10 @@
 //! `policy`.
 
-use agentiso_core::{PolicyChange, network::NetworkPolicy};
+use agentiso_core::{
+    PolicyChange,
+    network::NetworkPolicy,
+    types::{GroupName, InvalidName},
+};
 use clap::{Args, ValueEnum};
 
 use crate::{context::Context, error::CliError};
@@ -23,6 +27,14 @@ pub(crate) struct PolicyArgs {
     /// With internet: the only ports reached, with commas between them, or `all`
     #[arg(long, value_name = "PORTS", value_parser = ports)]
     ports: Option<Ports>,
+
+    /// Be in these groups, and in no others: the workspaces of a group reach each other
+    #[arg(long = "group", value_name = "NAME", value_delimiter = ',', value_parser = group)]
+    groups: Vec<GroupName>,
+
+    /// Be in no group
+    #[arg(long, conflicts_with = "groups")]
+    no_group: bool,
 }
 
 /// On or off.
@@ -51,12 +63,17 @@ fn ports(word: &str) -> Result<Ports, String> {
         .map(Ports)
 }
 
+fn group(word: &str) -> Result<GroupName, String> {
+    word.parse().map_err(|error: InvalidName| error.to_string())
+}
+
 impl PolicyArgs {
     fn change(&self) -> PolicyChange {
         PolicyChange {
             allow_internet: self.internet.map(|switch| switch == Switch::On),
             allow_inter_vm: self.inter_vm.map(|switch| switch == Switch::On),
             allowed_ports: self.ports.as_ref().map(|Ports(ports)| ports.clone()),
+            groups: (self.no_group || !self.groups.is_empty()).then(|| self.groups.iter().cloned().collect()),
         }
     }
 }
@@ -84,7 +101,25 @@ fn text(policy: &NetworkPolicy) -> String {
     if policy.allow_inter_vm {
         text.push_str("inter-vm on\n");
     }
+    if !policy.groups.is_empty() {
+        text.push_str(&format!("groups {}\n", group_names(policy).join(",")));
+    }
     text
+}
+
+fn group_names(policy: &NetworkPolicy) -> Vec<&str> {
+    policy.groups.iter().map(GroupName::as_str).collect()
+}
+
+/// Which other workspaces are reached: `not reachable`, `reachable`, or the groups whose workspaces are.
+pub(super) fn others_text(policy: &NetworkPolicy) -> String {
+    let groups = group_names(policy).join(", ");
+    match (policy.allow_inter_vm, groups.is_empty()) {
+        (false, true) => "not reachable".to_owned(),
+        (true, true) => "reachable".to_owned(),
+        (false, false) => format!("reachable in {groups}"),
+        (true, false) => format!("reachable, and in {groups}"),
+    }
 }
 
 /// `no`, `yes`, or `yes, ports 80, 443`.
@@ -123,11 +158,41 @@ mod tests {
     }
 
     #[test]
+    fn groups_are_named_one_by_one_or_as_a_list_or_left_altogether() {
+        let named = |names: &[&str]| Some(names.iter().map(|name| name.parse().unwrap()).collect());
+        assert_eq!(change(&["--group", "red", "--group", "blue"]).groups, named(&["blue", "red"]));
+        assert_eq!(change(&["--group", "red,blue"]).groups, named(&["blue", "red"]));
+        assert_eq!(change(&["--no-group"]).groups, named(&[]));
+        for bad in
+            [&["--group", "a b"][..], &["--group", ""], &["--group", ".."], &["--group", "a", "--no-group"]]
+        {
+            assert!(Line::try_parse_from([&["policy", "ws"], bad].concat()).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn other_workspaces_are_told_by_the_groups_that_they_are_in() {
+        let of = |allow_inter_vm, groups: &[&str]| {
+            let groups = groups.iter().map(|name| name.parse().unwrap()).collect();
+            others_text(&NetworkPolicy { allow_inter_vm, groups, ..NetworkPolicy::default() })
+        };
+        assert_eq!(of(false, &[]), "not reachable");
+        assert_eq!(of(true, &[]), "reachable");
+        assert_eq!(of(false, &["red", "blue"]), "reachable in blue, red");
+        assert_eq!(of(true, &["red"]), "reachable, and in red");
+    }
+
+    #[test]
     fn policy_is_shown_in_the_words_that_change_it() {
-        let open = NetworkPolicy { allow_internet: true, allow_inter_vm: true, allowed_ports: vec![80, 443] };
+        let open = NetworkPolicy {
+            allow_internet: true,
+            allow_inter_vm: true,
+            allowed_ports: vec![80, 443],
+            groups: ["red", "blue"].map(|name| name.parse().unwrap()).into(),
+        };
 
         assert_eq!(text(&NetworkPolicy::default()), "internet off\n");
-        assert_eq!(text(&open), "internet on\nports 80,443\ninter-vm on\n");
+        assert_eq!(text(&open), "internet on\nports 80,443\ninter-vm on\ngroups blue,red\n");
     }
 
     #[test]

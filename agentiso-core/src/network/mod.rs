@@ -1,14 +1,21 @@
 //! Network cards of machines, what they may reach, and how the host reaches them.
 
+#[cfg(feature = "netlink")]
+pub mod netlink;
+pub(crate) mod resolvers;
 pub mod user;
 
-use std::{collections::BTreeMap, os::fd::OwnedFd, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::OwnedFd,
+    path::PathBuf,
+};
 
 use agentiso_guest::message::NetworkConfiguration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::types::{GuestPort, HostPort, MachineUid, ProcessRef, WorkspaceId};
+use crate::types::{GroupName, GuestPort, HostPort, MachineUid, ProcessRef, WorkspaceId};
 
 /// Connects machines.
 ///
@@ -112,6 +119,29 @@ pub struct NetworkPolicy {
     pub allow_inter_vm: bool,
     /// With `allow_internet`: only these destination ports, TCP and UDP; all if empty. DNS goes through always.
     pub allowed_ports: Vec<u16>,
+    /// At most [`MAX_GROUPS`], of at most [`MAX_GROUP_MEMBERS`] machines each: machines of the same state folder that
+    /// share one may talk to each other, by everything that IPv4 carries. A network that does not let machines through
+    /// to each other refuses them.
+    pub groups: BTreeSet<GroupName>,
+}
+
+/// Groups that a machine can be in at once.
+pub const MAX_GROUPS: usize = 8;
+
+/// Machines that can be in a group at once, running ones. Each pair of them is known to the kernel.
+pub const MAX_GROUP_MEMBERS: usize = 64;
+
+impl NetworkPolicy {
+    /// Whether any network could put it in force.
+    ///
+    /// # Errors
+    /// [`NetworkError::TooManyGroups`].
+    pub fn check(&self) -> Result<(), NetworkError> {
+        if self.groups.len() > MAX_GROUPS {
+            return Err(NetworkError::TooManyGroups { count: self.groups.len() });
+        }
+        Ok(())
+    }
 }
 
 /// A card that was made.
@@ -181,6 +211,23 @@ pub enum NetworkError {
         guest: GuestPort,
         /// The host's port.
         host: HostPort,
+    },
+    /// More than a machine can be in.
+    #[error(
+        "a workspace can be in {MAX_GROUPS} groups at most, and not in {count}: take it out of some, or let some share one"
+    )]
+    TooManyGroups {
+        /// How many were asked for.
+        count: usize,
+    },
+    /// The group has no room for another machine.
+    #[error(
+        "the group {group} has {MAX_GROUP_MEMBERS} running workspaces, the most it can have: stop some, take some out \
+         of it, or make smaller groups that share some members"
+    )]
+    GroupFull {
+        /// Which.
+        group: GroupName,
     },
     /// This network cannot do that.
     #[error("{what} is not possible with this network: {remedy}")]

@@ -9,7 +9,7 @@ mod sizes;
 pub use ids::{BaseId, DiskId, SnapshotId, WorkspaceId};
 pub(crate) use names::MAX_NAME_BYTES;
 pub use names::{
-    ImageName, InvalidName, SnapshotName, WorkspaceName, guest_hostname, is_valid_workspace_name,
+    GroupName, ImageName, InvalidName, SnapshotName, WorkspaceName, guest_hostname, is_valid_workspace_name,
 };
 pub use owner::{InvalidSessionName, Owner, SessionId};
 pub use process::{MachineUid, ProcessRef};

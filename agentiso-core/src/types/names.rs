@@ -98,6 +98,11 @@ name!(
     ImageName,
     "image"
 );
+name!(
+    /// What people call a group of workspaces that may talk to each other. Of the same state folder.
+    GroupName,
+    "group"
+);
 
 /// The host name of a workspace's guest: whatever is not `[A-Za-z0-9-]` becomes `-`, at most 63 characters, no `-` at
 /// either end; `workspace` if nothing is left.

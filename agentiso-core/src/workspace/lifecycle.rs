@@ -1,6 +1,6 @@
 //! Start, stop, pause, resume, and what a running workspace is connected to.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use super::engine::{Engine, not_running};
 use super::info::{PortForward, WorkspaceState};
@@ -9,7 +9,7 @@ use crate::channel::client::Configure;
 use crate::error::EngineError;
 use crate::network::{NetworkError, NetworkPolicy};
 use crate::store::{Runtime, WorkspaceRecord};
-use crate::types::{GuestPort, HostPort, WorkspaceId};
+use crate::types::{GroupName, GuestPort, HostPort, WorkspaceId};
 
 /// Changes to a policy; what is `None` stays as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub struct PolicyChange {
     pub allow_inter_vm: Option<bool>,
     /// The only destination ports that the machine reaches; empty for all.
     pub allowed_ports: Option<Vec<u16>>,
+    /// The groups that the machine is in from now on, in place of those that it is in.
+    pub groups: Option<BTreeSet<GroupName>>,
 }
 
 impl Engine {
@@ -158,6 +160,7 @@ impl Engine {
                     allow_internet: change.allow_internet.unwrap_or(old.allow_internet),
                     allow_inter_vm: change.allow_inter_vm.unwrap_or(old.allow_inter_vm),
                     allowed_ports: change.allowed_ports.unwrap_or(old.allowed_ports),
+                    groups: change.groups.unwrap_or(old.groups),
                 };
                 engine.check_policy(&policy)?;
                 if let Some(runtime) = engine.living(record) {
@@ -173,8 +176,9 @@ impl Engine {
 
     /// Refuses what the network of this host cannot do.
     pub(super) fn check_policy(&self, policy: &NetworkPolicy) -> Result<(), EngineError> {
+        policy.check()?;
         let capabilities = self.backends.network.capabilities();
-        if policy.allow_inter_vm && !capabilities.inter_vm {
+        if (policy.allow_inter_vm || !policy.groups.is_empty()) && !capabilities.inter_vm {
             return Err(NetworkError::Unsupported {
                 what: "traffic between workspaces".to_owned(),
                 remedy: format!("the network in use ({}) keeps every workspace apart", capabilities.name),

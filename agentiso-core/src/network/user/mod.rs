@@ -21,7 +21,6 @@
 pub(crate) mod addresses;
 mod client;
 pub(crate) mod protocol;
-mod resolvers;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -45,7 +44,7 @@ use self::{
 };
 use super::{
     AttachSpec, Attachment, Network, NetworkCapabilities, NetworkError, NetworkPolicy, NetworkRecord, Nic,
-    NicBackend,
+    NicBackend, resolvers,
 };
 use crate::{
     process::{Detached, FileRules, Sockets, Started, program_folders, start_name},
@@ -63,9 +62,6 @@ const KILL_LIMIT: Duration = Duration::from_secs(5);
 
 /// Most of a failed process's last words that an error repeats, in bytes.
 const MAX_LAST_WORDS: u64 = 2048;
-
-/// Where the host names its name servers.
-const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// What a user network needs to know.
 #[derive(Clone, Debug)]
@@ -143,7 +139,14 @@ impl UserNetwork {
                 remedy: "leave it off; programs of the host can use the forwarded ports of both".to_owned(),
             });
         }
-        let resolvers = resolvers::of_host(Path::new(RESOLV_CONF));
+        if !policy.groups.is_empty() {
+            return Err(NetworkError::Unsupported {
+                what: "a group of machines that may talk to each other".to_owned(),
+                remedy: "leave groups out; programs of the host can use the forwarded ports of all"
+                    .to_owned(),
+            });
+        }
+        let resolvers = resolvers::of_host(Path::new(resolvers::RESOLV_CONF));
         Ok(Request::SetPolicy { policy: policy.clone(), resolvers })
     }
 

@@ -5,6 +5,9 @@ use std::{
     path::Path,
 };
 
+/// Where the host names them.
+pub(crate) const RESOLV_CONF: &str = "/etc/resolv.conf";
+
 /// As many as the host's own resolver looks at (MAXNS of resolv.h).
 const MAX_RESOLVERS: usize = 3;
 
@@ -12,7 +15,7 @@ const MAX_RESOLVERS: usize = 3;
 const MAX_FILE_BYTES: u64 = 64 * 1024;
 
 /// The name servers that this host asks, in order; the one on its loopback if none is named, as resolv.conf(5) says.
-pub(super) fn of_host(resolv_conf: &Path) -> Vec<IpAddr> {
+pub(crate) fn of_host(resolv_conf: &Path) -> Vec<IpAddr> {
     use std::io::Read;
     let mut text = Vec::new();
     // A host without the file asks its loopback, like one whose file names nobody.
