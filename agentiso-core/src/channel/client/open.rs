@@ -271,7 +271,7 @@ impl Greeting {
 
     /// Says hello, and whether the request follows.
     fn say(&mut self, call: Call, out: &mut Vec<u8>, request: bool) -> Result<(), GuestError> {
-        let hello = Hello { hello: self.nonce, generation: PROTOCOL_GENERATION, request };
+        let hello = Hello { hello: self.nonce, generation: PROTOCOL_GENERATION, request, proof: None };
         encode_plain(out, &hello).map_err(|error| call.request(error))?;
         self.sent += 1;
         Ok(())

@@ -73,7 +73,7 @@ pub async fn ping(stream: &mut GuestStream) {
 async fn exchange_ping(stream: &mut GuestStream) {
     let nonce = Nonce::from_bytes(*uuid::Uuid::new_v4().as_bytes());
     let mut bytes = Vec::new();
-    encode_plain(&mut bytes, &Hello { hello: nonce, generation: PROTOCOL_GENERATION, request: false })
+    encode_plain(&mut bytes, &Hello { hello: nonce, generation: PROTOCOL_GENERATION, request: false, proof: None })
         .unwrap();
     encode(&mut bytes, &Request::Ping, &[], nonce).unwrap();
     stream.write_all(&bytes).await.unwrap();

@@ -256,7 +256,7 @@ pub(super) fn encoded_welcome(nonce: Nonce, verdict: Verdict, generation: u32) -
 
 fn encoded_welcome_of(nonce: Nonce, verdict: Verdict, generation: u32, request: bool) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let welcome = Welcome { welcome: nonce, generation, agent: "fake \x1b[31m".to_owned(), verdict, request };
+    let welcome = Welcome { welcome: nonce, generation, agent: "fake \x1b[31m".to_owned(), verdict, request, proof: None };
     frame::encode_plain(&mut bytes, &welcome).unwrap();
     bytes
 }
