@@ -123,7 +123,7 @@ impl GuestChannel for FakeChannel {
         let (near, far) = tokio::io::duplex(PIPE_BYTES);
         tokio::spawn(serve_agent(far, guest));
         entered.leave().await;
-        Ok(Box::new(FakeConnection { stream: near, _lane: permit }))
+        Ok(GuestStream::private(FakeConnection { stream: near, _lane: permit }))
     }
 
     async fn release(&self, channel: &ChannelRecord) -> Result<(), ChannelError> {

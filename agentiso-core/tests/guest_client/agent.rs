@@ -119,7 +119,7 @@ impl GuestChannel for UnixChannel {
         _: Duration,
     ) -> Result<GuestStream, ChannelError> {
         match UnixStream::connect(&self.socket).await {
-            Ok(stream) => Ok(Box::new(stream)),
+            Ok(stream) => Ok(GuestStream::private(stream)),
             Err(_) => Err(ChannelError::Gone { id: channel.id }),
         }
     }

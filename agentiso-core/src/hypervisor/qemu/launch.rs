@@ -442,8 +442,13 @@ fn arrange(
                 format!("its channel has {} serial ports instead of 1 to {SERIAL_PORTS}", slots.len());
             return Err(launch_error(id, reason));
         }
-        ChannelDevice::Vsock { cid, vhost } => {
-            Channel::Vsock { cid, vhost: machine.pass(vhost).map_err(passing)? }
+        ChannelDevice::Vsock { cid, vhost, key } => {
+            let key = files::in_memory("agentiso-key", key.as_bytes()).map_err(passing)?;
+            Channel::Vsock {
+                cid,
+                vhost: machine.pass(vhost).map_err(passing)?,
+                key: machine.pass(key).map_err(passing)?,
+            }
         }
     };
     let cpu = match (qemu.accelerator, qemu.tsc_khz) {
