@@ -53,6 +53,8 @@ pub struct ChannelCapabilities {
     pub name: String,
     /// Operations that can be under way on one machine at once.
     pub concurrent: usize,
+    /// What this channel leaves open that it should not, one line each.
+    pub open: Vec<String>,
 }
 
 /// What is prepared.

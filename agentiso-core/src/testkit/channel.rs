@@ -70,7 +70,7 @@ fn record_of(id: &WorkspaceId) -> ChannelRecord {
 #[async_trait]
 impl GuestChannel for FakeChannel {
     fn capabilities(&self) -> ChannelCapabilities {
-        ChannelCapabilities { name: "fake".to_owned(), concurrent: WORK_LANES + 1 }
+        ChannelCapabilities { name: "fake".to_owned(), concurrent: WORK_LANES + 1, open: Vec::new() }
     }
 
     async fn prepare(&self, spec: ChannelSpec) -> Result<PreparedChannel, ChannelError> {

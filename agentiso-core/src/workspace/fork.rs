@@ -26,6 +26,7 @@ impl Engine {
         id: WorkspaceId,
         spec: ForkSpec,
     ) -> Result<ForkReport, EngineError> {
+        self.check_requirements()?;
         if !(1..=MAX_FORKS).contains(&spec.count) {
             return Err(EngineError::OutOfBounds {
                 what: "the number of forks",

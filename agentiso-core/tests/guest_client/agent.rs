@@ -101,7 +101,7 @@ struct UnixChannel {
 #[async_trait]
 impl GuestChannel for UnixChannel {
     fn capabilities(&self) -> ChannelCapabilities {
-        ChannelCapabilities { name: "unix socket".to_owned(), concurrent: 64 }
+        ChannelCapabilities { name: "unix socket".to_owned(), concurrent: 64, open: Vec::new() }
     }
 
     async fn prepare(&self, _: ChannelSpec) -> Result<PreparedChannel, ChannelError> {

@@ -54,6 +54,7 @@ impl GuestChannel for SerialChannel {
         ChannelCapabilities {
             name: format!("virtio-serial, {SERIAL_SLOTS} slots"),
             concurrent: SERIAL_SLOTS as usize,
+            open: Vec::new(),
         }
     }
 

@@ -39,6 +39,7 @@ use std::{
 use async_trait::async_trait;
 use rustix::process::Signal;
 
+pub(crate) use self::limits::obstacle as limits_obstacle;
 pub use self::limits::{DiskLimits, MachineLimits};
 use self::{
     command_line::SERIAL_PORTS,
@@ -50,7 +51,7 @@ use self::{
 };
 use super::{
     Accelerator, Capture, CaptureSpec, Hypervisor, HypervisorCapabilities, HypervisorError, LaunchSpec,
-    Machine, MachineLog, MachineMemory, MachineStatus, MemoryImage, MemoryUsage, StreamStatus,
+    Machine, MachineLog, MachineMemory, MachineStatus, MachineUsage, MemoryImage, MemoryUsage, StreamStatus,
 };
 use crate::{
     channel::ChannelDevice,
@@ -109,17 +110,6 @@ pub struct DeviceKinds {
     pub channel: ChannelKind,
     /// What network cards are connected to.
     pub nic: NicKind,
-}
-
-/// What a machine uses of what it is limited to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MachineUsage {
-    /// Memory that is counted for it, its share of the page cache included, in bytes.
-    pub memory_bytes: u64,
-    /// CPU time since it was started.
-    pub cpu_time: Duration,
-    /// Its threads.
-    pub threads: u64,
 }
 
 /// Which of [`ChannelDevice`] a machine has.
@@ -213,17 +203,6 @@ impl Qemu {
         Ok(self)
     }
 
-    /// What a machine uses of what it is limited to; `None` if it is not limited, or gone. Asks the kernel only.
-    pub fn usage(&self, machine: &Machine) -> Option<MachineUsage> {
-        let details: Details = serde_json::from_value(machine.details.clone()).ok()?;
-        let used = process::cgroup::used(&details.cgroup?).ok()?;
-        Some(MachineUsage {
-            memory_bytes: used.memory_bytes,
-            cpu_time: Duration::from_micros(used.cpu_us),
-            threads: used.tasks,
-        })
-    }
-
     /// What a machine has in common with those that can be started from its memory.
     fn shape(&self, spec: &LaunchSpec) -> Shape {
         let channel = match &spec.channel {
@@ -256,6 +235,11 @@ impl Qemu {
     /// Why guests are emulated and not run by the CPU, and what would help; `None` if the CPU runs them, or could.
     pub fn why_not_kvm(&self) -> Option<String> {
         find::why_not_kvm(self.accelerator)
+    }
+
+    /// Why machines are not limited, and what would help, if they are not.
+    pub fn why_not_limited(&self) -> &str {
+        &self.unlimited
     }
 
     async fn monitor(&self, operation: &'static str, machine: &Machine) -> Result<Monitor, HypervisorError> {
@@ -378,6 +362,7 @@ impl Hypervisor for Qemu {
         HypervisorCapabilities {
             name: format!("QEMU {}", self.program.version),
             accelerator: self.accelerator,
+            limited: self.limiter.is_some(),
             confinement,
             open,
         }
@@ -496,6 +481,13 @@ impl Hypervisor for Qemu {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// What a machine uses of what it is limited to; `None` if it is not limited, or gone. Asks the kernel only.
+    fn limited_usage(&self, machine: &Machine) -> Option<MachineUsage> {
+        let details: Details = serde_json::from_value(machine.details.clone()).ok()?;
+        let used = process::cgroup::used(&details.cgroup?).ok()?;
+        Some(MachineUsage { memory_bytes: used.memory_bytes, cpu_us: used.cpu_us, threads: used.tasks })
     }
 
     async fn memory_usage(&self, machine: &Machine) -> Result<MemoryUsage, HypervisorError> {

@@ -45,7 +45,7 @@ pub(super) struct ScriptedChannel {
 #[async_trait]
 impl GuestChannel for ScriptedChannel {
     fn capabilities(&self) -> ChannelCapabilities {
-        ChannelCapabilities { name: "scripted".to_owned(), concurrent: self.lanes }
+        ChannelCapabilities { name: "scripted".to_owned(), concurrent: self.lanes, open: Vec::new() }
     }
 
     async fn prepare(&self, _: ChannelSpec) -> Result<PreparedChannel, ChannelError> {
