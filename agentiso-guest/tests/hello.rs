@@ -115,7 +115,8 @@ proptest! {
 
 #[test]
 fn hello_behind_what_only_looks_like_one_is_found_at_once() {
-    let hello = Hello { hello: Nonce::from_bytes([5; NONCE_BYTES]), generation: 1, request: false, proof: None };
+    let hello =
+        Hello { hello: Nonce::from_bytes([5; NONCE_BYTES]), generation: 1, request: false, proof: None };
     let stream = [b"\0\0\x04\0{\"hello\":\"zz".to_vec(), encoded(&hello)].concat();
     let mut scanner = HelloScanner::new();
 

@@ -9,8 +9,8 @@ use agentiso_guest::limits::{CHANNEL_RETRY_MS, CHANNEL_TRIES};
 use super::uevents::Uevents;
 use crate::agent::Agent;
 use crate::console::say;
-use crate::serve::slots::Slots;
 use crate::serve::gate::{self, Gate};
+use crate::serve::slots::Slots;
 use crate::serve::streams;
 use crate::sys::vsock;
 
