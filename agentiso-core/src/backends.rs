@@ -26,6 +26,7 @@ impl Backends {
     pub fn isolation(&self) -> Isolation {
         let hypervisor = self.hypervisor.capabilities();
         let network = self.network.capabilities();
+        let channel = self.channel.capabilities();
         Isolation {
             level: match hypervisor.accelerator {
                 Accelerator::Kvm => "vm-kvm",
@@ -36,9 +37,10 @@ impl Backends {
             hypervisor: hypervisor.name,
             storage: self.storage.capabilities().name,
             network: network.name,
-            channel: self.channel.capabilities().name,
+            channel: channel.name,
             confinement: hypervisor.confinement,
-            open: hypervisor.open.into_iter().chain(network.open).collect(),
+            open: hypervisor.open.into_iter().chain(network.open).chain(channel.open).collect(),
+            backends: Vec::new(),
         }
     }
 }

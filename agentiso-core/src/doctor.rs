@@ -4,9 +4,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::config::Config;
-use crate::hypervisor::{Accelerator, Hypervisor, HypervisorCapabilities, HypervisorError};
+use crate::channel::vsock::VsockChannel;
+use crate::config::{Backend, Config, ConfigError};
+use crate::error::EngineError;
+use crate::hypervisor::{Hypervisor, HypervisorError, qemu};
 use crate::image::{AssetError, Assets};
+use crate::native::{self, BackendChoice, choice};
 
 /// With less free space than this in the state folder, images and disks will soon not fit.
 const LOW_SPACE_BYTES: u64 = 5 << 30;
@@ -48,6 +51,19 @@ pub struct Doctor {
 }
 
 impl Doctor {
+    /// A backend that is used, and why the other one of its kind is not.
+    fn choice(&mut self, choice: &BackendChoice) {
+        let BackendChoice { kind, used, why, passed_over } = choice;
+        let detail = format!("{used}: {why}; not {}: {}", passed_over.backend, passed_over.why);
+        // Groups and the CPU are what a host should have; the rest is as good without.
+        let should_be_there = matches!(passed_over.backend, Backend::Kvm | Backend::Cgroup);
+        let status = match &passed_over.remedy {
+            Some(_) if should_be_there => CheckStatus::Warning,
+            _ => CheckStatus::Ok,
+        };
+        self.add(&kind.to_string(), status, detail, passed_over.remedy.clone());
+    }
+
     fn add(&mut self, name: &str, status: CheckStatus, detail: impl Into<String>, remedy: Option<String>) {
         self.checks.push(Check { name: name.to_owned(), status, detail: detail.into(), remedy });
     }
@@ -64,16 +80,15 @@ impl Doctor {
     }
 }
 
-/// Looks at this host. Changes nothing but a file in which the speed of the host's clock is kept, and that only where
-/// there is a state folder already.
+/// Looks at this host, and says which backend of each kind is used, and why. Changes nothing but a file in which the speed
+/// of the host's clock is kept, and that only where there is a state folder already.
 pub async fn doctor(config: &Config) -> Doctor {
     let mut doctor = Doctor { usable: true, state_dir: config.state_dir.clone(), checks: Vec::new() };
     doctor.need("state folder", state_folder(&config.state_dir));
     hypervisor(config, &mut doctor).await;
     doctor.need("kernel, initramfs, agent", assets(&config.state_dir));
     image_tools(&mut doctor);
-    doctor.add("channel", CheckStatus::Ok, "virtio-serial, 31 slots a machine", None);
-    doctor.add("disks", CheckStatus::Ok, format!("qcow2 in {}", config.layout().disks().display()), None);
+    backends(config, &mut doctor).await;
     free_space(&config.state_dir, &mut doctor);
     doctor
 }
@@ -103,12 +118,15 @@ async fn hypervisor(config: &Config, doctor: &mut Doctor) {
         Ok(qemu) => {
             let capabilities = qemu.capabilities();
             doctor.need("QEMU", Ok(capabilities.name.clone()));
-            accelerator(&capabilities, qemu.why_not_kvm(), doctor);
+            doctor.choice(&choice::cpu(config, &qemu));
             for line in capabilities.confinement {
                 doctor.add("confinement", CheckStatus::Ok, line, None);
             }
             for line in capabilities.open {
-                doctor.add("confinement", CheckStatus::Warning, line, None);
+                // Limits are a choice of their own.
+                if !line.ends_with(qemu.why_not_limited()) {
+                    doctor.add("confinement", CheckStatus::Warning, line, None);
+                }
             }
         }
         Err(HypervisorError::Missing { what, remedy }) => {
@@ -124,18 +142,34 @@ async fn hypervisor(config: &Config, doctor: &mut Doctor) {
     }
 }
 
-fn accelerator(capabilities: &HypervisorCapabilities, why_not_kvm: Option<String>, doctor: &mut Doctor) {
-    match (capabilities.accelerator, why_not_kvm) {
-        (Accelerator::Tcg, Some(reason)) => doctor.add(
-            "accelerator",
-            CheckStatus::Warning,
-            format!("QEMU's emulator: machines work, guest code runs several times slower ({reason})"),
-            Some("use a host with KVM, or enable nested virtualisation".into()),
-        ),
-        (Accelerator::Tcg, None) => {
-            doctor.add("accelerator", CheckStatus::Warning, "QEMU's emulator, as configured", None);
+/// Disks, network, channel and limits; the CPU is QEMU's matter.
+async fn backends(config: &Config, doctor: &mut Doctor) {
+    if let Err(error) = config.choices.check() {
+        return doctor
+            .need("configuration", Err((error.to_string(), "see docs/configuration.md".to_owned())));
+    }
+    let limits = config.choices.allows(Backend::Cgroup).then(qemu::limits_obstacle).flatten();
+    let choices = [
+        choice::disks(config),
+        Ok(choice::network(config)),
+        choice::channel(config, VsockChannel::obstacle()),
+        Ok(choice::limits(config, limits)),
+    ];
+    for choice in choices {
+        match choice {
+            Ok(choice) => doctor.choice(&choice),
+            Err(ConfigError::Unusable { backend, reason }) => {
+                let remedy = format!("do as it says, or forbid {backend} in the configuration");
+                doctor.need(&backend.kind().to_string(), Err((reason, remedy)));
+            }
+            Err(error) => doctor.need("configuration", Err((error.to_string(), "mend it".to_owned()))),
         }
-        (accelerator, _) => doctor.add("accelerator", CheckStatus::Ok, format!("{accelerator:?}"), None),
+    }
+    for (backend, opened) in native::try_open(config).await {
+        if let Err(error) = opened {
+            let remedy = error.next_step().unwrap_or_else(|| "see docs/configuration.md".to_owned());
+            doctor.need(backend.name(), Err((EngineError::report(&error), remedy)));
+        }
     }
 }
 

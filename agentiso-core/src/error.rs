@@ -38,6 +38,15 @@ pub enum EngineError {
     /// Neither AGENTISO_HOME nor a home folder says where the state folder is.
     #[error("there is no place for the state folder: neither AGENTISO_HOME, XDG_DATA_HOME nor HOME is set")]
     NoStateDir,
+    /// The configuration is not valid, or cannot be followed.
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigError),
+    /// What the configuration requires of this host does not hold.
+    #[error("no machine is started here, for the configuration requires what does not hold: {}", unmet.join("; "))]
+    Requirements {
+        /// Each that does not, why, and what to do about it.
+        unmet: Vec<String>,
+    },
     /// The state folder cannot be used.
     #[error("could not use the state folder {path}")]
     StateDir {
@@ -299,6 +308,7 @@ impl EngineError {
             | Self::NotFrozen { .. }
             | Self::NotFlushed { .. }
             | Self::Abandoned { .. }
+            | Self::Requirements { .. }
             | Self::Store(StoreError::PortTaken { .. })
             | Self::Network(
                 NetworkError::PortTaken { .. }
@@ -326,6 +336,7 @@ impl EngineError {
     /// What to do next, as one sentence.
     pub fn next_step(&self) -> Option<String> {
         Some(match self {
+            Self::Requirements { .. } => "`agentiso doctor` says what this host offers".into(),
             Self::NoStateDir => "set AGENTISO_HOME to a folder of your own".into(),
             Self::StateDir { .. } | Self::StateDirNotPrivate { .. } => {
                 "give the folder to your user with mode 0700, or set AGENTISO_HOME to another one".into()

@@ -72,8 +72,13 @@ pub mod types;
 mod workspace;
 
 pub use backends::Backends;
-pub use config::{Config, Layout};
+pub use config::{
+    Backend, BackendKind, Choices, Config, ConfigError, Contradiction, Layout, NetlinkSettings, Requirement,
+    ZfsSettings,
+};
 pub use error::{EngineError, ErrorKind};
+pub use native::setup::{ZfsSetup, prepare_zfs};
+pub use native::{BackendChoice, PassedOver};
 pub use store::StoreError;
 pub use workspace::{
     Aspect, Change, DiffSide, DiffSpec, DiffStream, Difference, FileState, ForkFailure, ForkOrigin,

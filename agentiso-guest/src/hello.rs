@@ -10,6 +10,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::frame::LENGTH_BYTES;
+use crate::hex;
+use crate::key::Proof;
 use crate::limits::MAX_HELLO_SIZE;
 
 /// Bytes in a [`Nonce`].
@@ -32,35 +34,12 @@ impl Nonce {
 
     /// 32 lower-case hexadecimal digits.
     pub fn to_hex(self) -> String {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let digit = |value: u8| char::from(DIGITS[usize::from(value)]);
-        let mut text = String::with_capacity(2 * NONCE_BYTES);
-        for byte in self.0 {
-            text.push(digit(byte >> 4));
-            text.push(digit(byte & 0xf));
-        }
-        text
+        hex::encode(&self.0)
     }
 
     /// Reads 32 lower-case hexadecimal digits; anything else is `None`.
     pub fn from_hex(text: &str) -> Option<Self> {
-        let digits = text.as_bytes();
-        if digits.len() != 2 * NONCE_BYTES {
-            return None;
-        }
-        let mut bytes = [0; NONCE_BYTES];
-        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-            *byte = (hex_value(pair[0])? << 4) | hex_value(pair[1])?;
-        }
-        Some(Self(bytes))
-    }
-}
-
-fn hex_value(digit: u8) -> Option<u8> {
-    match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        _ => None,
+        hex::decode(text).map(Self)
     }
 }
 
@@ -109,6 +88,9 @@ pub struct Hello {
     /// `false`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub request: bool,
+    /// That the host knows the machine's key ([`MachineKey`](crate::key::MachineKey)), where the machine has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<Proof>,
 }
 
 /// What the agent answers.
@@ -127,6 +109,9 @@ pub struct Welcome {
     /// The hello that this answers said that its request follows: the agent takes that one, and waits for no other.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub request: bool,
+    /// That the agent knows the machine's key, where it has one and the host has proven to know it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<Proof>,
 }
 
 /// Whether the agent serves a connection.
@@ -140,6 +125,8 @@ pub enum Verdict {
     Busy,
     /// The two sides speak different generations; the connection is closed.
     WrongGeneration,
+    /// The machine has a key and the host's proof is not one of it; the connection is closed.
+    WrongKey,
 }
 
 /// Finds the welcome that answers one hello in a stream that may begin with anything.

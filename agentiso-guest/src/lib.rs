@@ -12,6 +12,8 @@
 
 pub mod frame;
 pub mod hello;
+mod hex;
+pub mod key;
 pub mod limits;
 pub mod message;
 pub mod tree;

@@ -26,7 +26,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: agentiso-guest                          (as process 1, from the initramfs)
-       agentiso-guest --service [--unix PATH]  (under another init; --unix: serve a socket instead of devices)
+       agentiso-guest --service [--unix PATH [--key FILE]]
+                                               (under another init; --unix: serve a socket instead of devices;
+                                                --key: only hosts that know the 32 bytes in this file)
        agentiso-guest --version";
 
 fn main() -> ExitCode {
@@ -46,11 +48,19 @@ fn main() -> ExitCode {
             ));
             ExitCode::SUCCESS
         }
-        Some("--service") => match (arguments.next(), arguments.next(), arguments.next()) {
-            (None, ..) => service::run(None),
-            (Some(option), Some(path), None) if option == "--unix" => service::run(Some(PathBuf::from(path))),
-            _ => wrong_usage(),
-        },
+        Some("--service") => {
+            let rest: Vec<_> = arguments.collect();
+            let words: Vec<_> = rest.iter().map(|word| word.to_str().unwrap_or_default()).collect();
+            let path = |at: usize| rest.get(at).map(PathBuf::from);
+            match (words.as_slice(), path(1)) {
+                ([], _) => service::run(None),
+                (["--unix", _], Some(path)) => service::run(Some(service::Socket { path, key: None })),
+                (["--unix", _, "--key", _], Some(socket)) => {
+                    service::run(Some(service::Socket { path: socket, key: path(3) }))
+                }
+                _ => wrong_usage(),
+            }
+        }
         _ => wrong_usage(),
     }
 }

@@ -12,7 +12,7 @@ use crate::agent::Agent;
 use crate::console::say;
 use crate::freezer::UserGroup;
 use crate::init::channels;
-use crate::serve::{streams, timeout_until};
+use crate::serve::{gate::Gate, streams, timeout_until};
 use crate::supervise::{Ending, Ports, supervise};
 use crate::sys::signal;
 
@@ -23,6 +23,14 @@ const POWER_OFF: [&str; 3] = ["/sbin/poweroff", "/usr/sbin/poweroff", "/bin/powe
 const MAX_GRACE: Duration = Duration::from_secs(3600);
 /// How long killed processes have to be gone.
 const KILL_LIMIT: Duration = Duration::from_secs(2);
+
+/// A socket to serve instead of devices.
+pub(crate) struct Socket {
+    /// Where it is made.
+    pub(crate) path: PathBuf,
+    /// A file of 32 bytes that whoever connects must know.
+    pub(crate) key: Option<PathBuf>,
+}
 
 /// A socket file that disappears with the agent.
 struct SocketFile(PathBuf);
@@ -35,8 +43,8 @@ impl Drop for SocketFile {
 }
 
 /// Serves until a signal or a shutdown request.
-pub(crate) fn run(unix: Option<PathBuf>) -> ExitCode {
-    match serve(unix.as_deref()) {
+pub(crate) fn run(unix: Option<Socket>) -> ExitCode {
+    match serve(unix.as_ref()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say(&error);
@@ -45,19 +53,20 @@ pub(crate) fn run(unix: Option<PathBuf>) -> ExitCode {
     }
 }
 
-fn serve(unix: Option<&Path>) -> Result<(), String> {
+fn serve(unix: Option<&Socket>) -> Result<(), String> {
     signal::keep_inherited_descriptors_private();
     let signals = signal::take_over().map_err(|error| format!("preparing signals: {error}"))?;
     let agent = Agent::new(UserGroup::of_service()).map_err(|error| format!("starting: {error}"))?;
     let agent = Arc::new(agent);
     let mut socket_file = None;
     let ports = match unix {
-        Some(path) => {
+        Some(Socket { path, key }) => {
             agent.refuse_shutdown();
             let listening = |error| format!("listening on {}: {error}", path.display());
             let socket = streams::listen_unix(path).map_err(listening)?;
-            socket_file = Some(SocketFile(path.to_owned()));
-            streams::serve(&agent, socket, streams::Family::Unix).map_err(listening)?;
+            socket_file = Some(SocketFile(path.clone()));
+            let gate = key.clone().map_or(Gate::Open, Gate::KeyFile);
+            streams::serve(&agent, socket, gate).map_err(listening)?;
             None
         }
         None => {

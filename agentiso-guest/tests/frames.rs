@@ -216,7 +216,8 @@ fn payload_sealed_with_another_nonce_is_an_error() {
 
 #[test]
 fn hello_in_place_of_input_is_seen() {
-    let hello = Hello { hello: Nonce::from_bytes([8; NONCE_BYTES]), generation: 1, request: false };
+    let hello =
+        Hello { hello: Nonce::from_bytes([8; NONCE_BYTES]), generation: 1, request: false, proof: None };
     let mut bytes = Vec::new();
     encode_plain(&mut bytes, &hello).unwrap();
     encode(&mut bytes, &Input::End, &[], NONCE).unwrap();
@@ -232,7 +233,8 @@ fn hello_in_place_of_input_is_seen() {
 
 #[test]
 fn unknown_message_is_passed_over_with_its_payload_but_a_hello_is_not() {
-    let hello = Hello { hello: Nonce::from_bytes([8; NONCE_BYTES]), generation: 1, request: false };
+    let hello =
+        Hello { hello: Nonce::from_bytes([8; NONCE_BYTES]), generation: 1, request: false, proof: None };
     let mut bytes = Vec::new();
     encode(&mut bytes, &Input::Stdin { payload: 3 }, b"abc", NONCE).unwrap();
     encode(&mut bytes, &Request::Ping, &[], NONCE).unwrap();
@@ -250,7 +252,7 @@ fn unknown_message_is_passed_over_with_its_payload_but_a_hello_is_not() {
 #[test]
 fn message_interrupted_by_a_hello_is_noticed() {
     let mut hello = Vec::new();
-    encode_plain(&mut hello, &Hello { hello: NONCE, generation: 1, request: false }).unwrap();
+    encode_plain(&mut hello, &Hello { hello: NONCE, generation: 1, request: false, proof: None }).unwrap();
     let mut bytes = Vec::new();
     encode(&mut bytes, &Input::Data { payload: 5000 }, &[0; 5000], NONCE).unwrap();
     let mut decoder = Decoder::new(NONCE);

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 fn welcome(nonce: Nonce) -> Welcome {
     let (agent, verdict) = ("0.1.0".to_owned(), Verdict::Accepted);
-    Welcome { welcome: nonce, generation: 1, agent, verdict, request: false }
+    Welcome { welcome: nonce, generation: 1, agent, verdict, request: false, proof: None }
 }
 
 fn encoded<T: serde::Serialize>(message: &T) -> Vec<u8> {
@@ -73,7 +73,7 @@ proptest! {
         size in 1_usize..300,
     ) {
         // Garbage may look like a hello that is not complete yet; it ends once as much has come as it announces.
-        let hello = Hello { hello: nonce, generation: 1, request: false };
+        let hello = Hello { hello: nonce, generation: 1, request: false, proof: None };
         let repeated = encoded(&hello).repeat(2 + MAX_HELLO_SIZE as usize / 60);
         let stream = [garbage, repeated].concat();
         let mut scanner = HelloScanner::new();
@@ -89,7 +89,7 @@ proptest! {
         behind in vec(any::<u8>(), 0..50),
         size in 1_usize..100,
     ) {
-        let hello = Hello { hello: nonce, generation: 1, request: false };
+        let hello = Hello { hello: nonce, generation: 1, request: false, proof: None };
         let stream = [encoded(&hello), behind.clone()].concat();
         let mut scanner = HelloScanner::new();
         let mut pieces = stream.chunks(size);
@@ -115,7 +115,8 @@ proptest! {
 
 #[test]
 fn hello_behind_what_only_looks_like_one_is_found_at_once() {
-    let hello = Hello { hello: Nonce::from_bytes([5; NONCE_BYTES]), generation: 1, request: false };
+    let hello =
+        Hello { hello: Nonce::from_bytes([5; NONCE_BYTES]), generation: 1, request: false, proof: None };
     let stream = [b"\0\0\x04\0{\"hello\":\"zz".to_vec(), encoded(&hello)].concat();
     let mut scanner = HelloScanner::new();
 

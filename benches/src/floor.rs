@@ -91,7 +91,10 @@ fn opening(nonce: Nonce, line: &str) -> Done<Vec<u8>> {
     let command = GuestCommand { argv, ..GuestCommand::default() };
     let request = Request::Exec { command, stdin: false, tty: None, timeout_ms: None };
     let mut bytes = Vec::new();
-    encode_plain(&mut bytes, &Hello { hello: nonce, generation: PROTOCOL_GENERATION, request: true })?;
+    encode_plain(
+        &mut bytes,
+        &Hello { hello: nonce, generation: PROTOCOL_GENERATION, request: true, proof: None },
+    )?;
     encode_plain(&mut bytes, &request)?;
     Ok(bytes)
 }

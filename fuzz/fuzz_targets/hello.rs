@@ -56,6 +56,7 @@ fn welcome_in_garbage(cut: usize, garbage: &[u8], tail: &[u8]) {
         agent: "fuzz".to_owned(),
         verdict: Verdict::Accepted,
         request: false,
+        proof: None,
     };
     let mut stream = garbage.to_vec();
     encode_plain(&mut stream, &welcome).expect("a welcome can be sent");

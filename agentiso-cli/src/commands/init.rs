@@ -8,6 +8,7 @@ use agentiso_core::{
         assets::{InstallOptions, install},
         kernel::KernelSource,
     },
+    prepare_zfs,
 };
 use clap::Args;
 use serde_json::json;
@@ -39,6 +40,11 @@ pub(crate) struct InitArgs {
     /// The modules of --kernel: the folder that is named as its release and holds modules.dep
     #[arg(long, value_name = "DIR", requires = "kernel")]
     modules: Option<PathBuf>,
+
+    /// Keep disks on ZFS: make the dataset POOL/agentiso (or the one that is named, as tank/machines) and write it into the
+    /// configuration file of the state folder. The pool must be there. Needs root
+    #[arg(long, value_name = "POOL")]
+    zfs: Option<String>,
 }
 
 impl InitArgs {
@@ -53,7 +59,14 @@ impl InitArgs {
 }
 
 pub(crate) async fn init(args: InitArgs, context: &Context) -> Result<u8, CliError> {
-    let state = context.config()?.state_dir;
+    let config = context.config()?;
+    let state = config.state_dir.clone();
+    let pool = args.zfs.clone();
+    // First: it takes moments, and what is missing for it is known before a kernel is fetched.
+    let zfs = match pool {
+        Some(pool) => Some(prepare_zfs(&config, &pool).await?),
+        None => None,
+    };
     let options = args.options();
     let progress = Arc::new(context.progress("looking at what is there"));
     let shown = Arc::clone(&progress);
@@ -70,7 +83,15 @@ pub(crate) async fn init(args: InitArgs, context: &Context) -> Result<u8, CliErr
         0 => format!("{} is up to date", state.display()),
         _ => format!("wrote {} to {}", report.written.join(", "), state.join("lib").display()),
     });
+    if let Some(zfs) = &zfs {
+        context.output.say(&format!(
+            "disks are kept in the dataset {} ({})",
+            zfs.dataset,
+            zfs.file.display()
+        ));
+    }
     context.output.print_json_only(&json!({
+        "zfs": zfs,
         "state_dir": state.to_string_lossy(),
         "written": report.written,
         "kernel_release": report.assets.manifest.kernel.release,

@@ -1,6 +1,8 @@
 //! `ls` and `info`.
 
-use agentiso_core::{WorkspaceInfo, WorkspaceState, WorkspaceSummary};
+use agentiso_core::{
+    BackendChoice, WorkspaceInfo, WorkspaceState, WorkspaceSummary, hypervisor::MachineUsage,
+};
 use clap::Args;
 
 use crate::{
@@ -84,6 +86,20 @@ fn memory_text(info: &WorkspaceInfo) -> Option<String> {
     Some(format!("{} of its own, {} shared", output::bytes(unique), output::bytes(shared)))
 }
 
+fn usage_text(usage: &MachineUsage) -> String {
+    format!(
+        "{} memory, {} s of CPU time, {} threads are counted for it",
+        output::bytes(usage.memory_bytes),
+        usage.cpu_us / 1_000_000,
+        usage.threads
+    )
+}
+
+fn choice_text(choice: &BackendChoice) -> String {
+    let BackendChoice { kind, used, why, passed_over } = choice;
+    format!("{kind}: {used}, {why}; not {}: {}", passed_over.backend, passed_over.why)
+}
+
 fn description(info: &WorkspaceInfo) -> String {
     let summary = &info.summary;
     let or_none = |text: Option<String>| text.unwrap_or_else(|| "none".to_owned());
@@ -112,6 +128,7 @@ fn description(info: &WorkspaceInfo) -> String {
             ),
         ),
         ("memory used", or_none(memory_text(info))),
+        ("limited", or_none(info.usage.as_ref().map(usage_text))),
         ("process", or_none(info.pid.map(|pid| pid.to_string()))),
         ("boot time", or_none(info.boot_time_ms.map(|ms| format!("{ms} ms")))),
         ("address", or_none(summary.ip.clone())),
@@ -145,6 +162,7 @@ fn description(info: &WorkspaceInfo) -> String {
         ("storage", info.isolation.storage.clone()),
         ("network", info.isolation.network.clone()),
         ("channel", info.isolation.channel.clone()),
+        ("chosen", lines(info.isolation.backends.iter().map(choice_text).collect())),
         ("confinement", lines(info.isolation.confinement.clone())),
         ("left open", lines(info.isolation.open.clone())),
     ])

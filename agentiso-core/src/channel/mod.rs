@@ -4,14 +4,17 @@ use std::{os::fd::OwnedFd, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{leases::LeaseError, types::WorkspaceId};
 
 pub mod client;
 mod lanes;
 pub mod serial;
+mod stream;
 pub mod vsock;
+
+pub use agentiso_guest::key::MachineKey;
+pub use stream::{GuestIo, GuestStream, Introduction};
 
 /// Reaches the agent of a machine.
 ///
@@ -50,6 +53,8 @@ pub struct ChannelCapabilities {
     pub name: String,
     /// Operations that can be under way on one machine at once.
     pub concurrent: usize,
+    /// What this channel leaves open that it should not, one line each.
+    pub open: Vec<String>,
 }
 
 /// What is prepared.
@@ -81,6 +86,9 @@ pub enum ChannelDevice {
         cid: u32,
         /// Open /dev/vhost-vsock.
         vhost: OwnedFd,
+        /// What whoever connects must know: the agent must find it in the machine, and nobody else on the host or in the
+        /// machine but root.
+        key: MachineKey,
     },
 }
 
@@ -101,13 +109,6 @@ pub enum Lane {
     /// What must get through when users keep every lane busy: stop, configure, freeze, kill.
     Control,
 }
-
-/// A connection to an agent. Dropping it closes it and frees its lane.
-pub trait GuestIo: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> GuestIo for T {}
-
-/// A connection to an agent. Dropping it closes it and frees its lane.
-pub type GuestStream = Box<dyn GuestIo>;
 
 /// Why an agent could not be reached.
 #[derive(Debug, thiserror::Error)]

@@ -96,6 +96,11 @@ pub trait Hypervisor: MachineMemory {
     /// [`HypervisorError::Gone`] if it has exited.
     async fn memory_usage(&self, machine: &Machine) -> Result<MemoryUsage, HypervisorError>;
 
+    /// What a machine uses of what it is limited to; `None` if it is not limited, or gone. Asks the kernel only.
+    fn limited_usage(&self, _machine: &Machine) -> Option<MachineUsage> {
+        None
+    }
+
     /// The newest bytes of a log of a machine, running or not, as the guest wrote them: see [`printable`]. Empty if
     /// there is none.
     async fn log_tail(
@@ -121,6 +126,8 @@ pub struct HypervisorCapabilities {
     pub name: String,
     /// What runs the guest's code.
     pub accelerator: Accelerator,
+    /// Whether the host's kernel limits what each machine's process uses, from outside of it.
+    pub limited: bool,
     /// What stands between a guest that broke the hypervisor and the host, one line each, for `info` and `doctor`.
     pub confinement: Vec<String>,
     /// What should stand there too and does not on this host, one line each with the reason.
@@ -228,6 +235,17 @@ pub struct MemoryUsage {
     pub shared_bytes: u64,
     /// All that is in the host's memory: the two above, without what is swapped out. In bytes.
     pub resident_bytes: u64,
+}
+
+/// What a machine uses of what it is limited to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineUsage {
+    /// Memory that is counted for it, its share of the page cache included, in bytes.
+    pub memory_bytes: u64,
+    /// CPU time since it was started, in microseconds.
+    pub cpu_us: u64,
+    /// Its threads.
+    pub threads: u64,
 }
 
 /// Which log of a machine.

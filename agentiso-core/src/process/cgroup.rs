@@ -97,24 +97,47 @@ const USE_V2: &str = "boot the host with cgroup v2 alone (systemd.unified_cgroup
 const DELEGATE: &str =
     "start agentiso as root, or in a delegated group (`systemd-run --user --scope -p Delegate=yes ...`)";
 
+/// What keeps groups from being made here, as far as that can be told without making one.
+pub(crate) fn obstacle() -> Result<(), CgroupError> {
+    let read = |path: &str| fs::read_to_string(path).map_err(|e| io_error("read", Path::new(path), e));
+    let mount = mount_point(&read("/proc/self/mountinfo")?)?;
+    let own = own_group(&read("/proc/self/cgroup")?).ok_or_else(no_group)?;
+    let base = topmost_writable(&mount, &own).ok_or_else(|| belongs_to_others(&own))?;
+    let offered = controllers(&base.join("cgroup.controllers"))?;
+    match CONTROLLERS.into_iter().find(|wanted| !offered.iter().any(|name| name == wanted)) {
+        Some(controller) => Err(no_controller(&base, controller)),
+        None => Ok(()),
+    }
+}
+
+fn no_group() -> CgroupError {
+    CgroupError::Unavailable { reason: "this process is in no group of cgroup v2".to_owned(), remedy: USE_V2 }
+}
+
+fn belongs_to_others(own: &str) -> CgroupError {
+    let reason = format!("group {own} of cgroup v2 and those above it belong to others");
+    CgroupError::Unavailable { reason, remedy: DELEGATE }
+}
+
+fn no_controller(group: &Path, controller: &str) -> CgroupError {
+    CgroupError::Unavailable {
+        reason: format!("group {} has no controller {controller}", group.display()),
+        remedy: "boot the host with cgroup v2 alone, or have the controller delegated",
+    }
+}
+
 impl Cgroups {
     /// The groups of this host, with the controllers that are needed.
     pub(crate) fn find(state_id: &str) -> Result<Self, CgroupError> {
         let read = |path: &str| fs::read_to_string(path).map_err(|e| io_error("read", Path::new(path), e));
         let mount = mount_point(&read("/proc/self/mountinfo")?)?;
-        let own = own_group(&read("/proc/self/cgroup")?).ok_or_else(|| CgroupError::Unavailable {
-            reason: "this process is in no group of cgroup v2".to_owned(),
-            remedy: USE_V2,
-        })?;
+        let own = own_group(&read("/proc/self/cgroup")?).ok_or_else(no_group)?;
         Self::below(mount, &own, state_id)
     }
 
     /// The groups in a hierarchy that is mounted at `mount`, for a process in the group `own`.
     fn below(mount: PathBuf, own: &str, state_id: &str) -> Result<Self, CgroupError> {
-        let base = topmost_writable(&mount, own).ok_or_else(|| CgroupError::Unavailable {
-            reason: format!("group {own} of cgroup v2 and those above it belong to others"),
-            remedy: DELEGATE,
-        })?;
+        let base = topmost_writable(&mount, own).ok_or_else(|| belongs_to_others(own))?;
         enable(&base)?;
         let parent = base.join(PARENT);
         match fs::create_dir(&parent) {
@@ -319,10 +342,7 @@ fn enable(group: &Path) -> Result<(), CgroupError> {
             continue;
         }
         if !has(&offered) {
-            return Err(CgroupError::Unavailable {
-                reason: format!("group {} has no controller {controller}", group.display()),
-                remedy: "boot the host with cgroup v2 alone, or have the controller delegated",
-            });
+            return Err(no_controller(group, controller));
         }
         match fs::write(&file, format!("+{controller}")) {
             Ok(()) => {}

@@ -71,6 +71,31 @@ impl Store {
 }
 
 impl Store {
+    /// What was noted about the state folder under this key.
+    pub(crate) fn note(&self, key: &str) -> Result<Option<String>, StoreError> {
+        use rusqlite::OptionalExtension as _;
+        self.read(|connection| {
+            connection
+                .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0))
+                .optional()
+                .map_err(self.failed("read"))
+        })
+    }
+
+    /// Notes something about the state folder, or nothing any more.
+    pub(crate) fn set_note(&self, key: &str, value: Option<&str>) -> Result<(), StoreError> {
+        self.write("update", |transaction| {
+            match value {
+                Some(value) => {
+                    transaction.execute("INSERT OR REPLACE INTO meta VALUES (?1, ?2)", [key, value])
+                }
+                None => transaction.execute("DELETE FROM meta WHERE key = ?1", [key]),
+            }
+            .map(drop)
+            .map_err(self.failed("update"))
+        })
+    }
+
     /// The workspaces that were promoted and may not have their new forwards and host name in force yet.
     pub(crate) fn unsettled_promotions(&self) -> Result<Vec<WorkspaceId>, StoreError> {
         self.read(|connection| {

@@ -70,7 +70,7 @@ fn record_of(id: &WorkspaceId) -> ChannelRecord {
 #[async_trait]
 impl GuestChannel for FakeChannel {
     fn capabilities(&self) -> ChannelCapabilities {
-        ChannelCapabilities { name: "fake".to_owned(), concurrent: WORK_LANES + 1 }
+        ChannelCapabilities { name: "fake".to_owned(), concurrent: WORK_LANES + 1, open: Vec::new() }
     }
 
     async fn prepare(&self, spec: ChannelSpec) -> Result<PreparedChannel, ChannelError> {
@@ -123,7 +123,7 @@ impl GuestChannel for FakeChannel {
         let (near, far) = tokio::io::duplex(PIPE_BYTES);
         tokio::spawn(serve_agent(far, guest));
         entered.leave().await;
-        Ok(Box::new(FakeConnection { stream: near, _lane: permit }))
+        Ok(GuestStream::private(FakeConnection { stream: near, _lane: permit }))
     }
 
     async fn release(&self, channel: &ChannelRecord) -> Result<(), ChannelError> {

@@ -93,6 +93,7 @@ impl Hypervisor for FakeHypervisor {
         HypervisorCapabilities {
             name: "fake".to_owned(),
             accelerator: Accelerator::Fake,
+            limited: false,
             confinement: Vec::new(),
             open: vec!["everything: there is no machine".to_owned()],
         }

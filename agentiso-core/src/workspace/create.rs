@@ -222,8 +222,11 @@ impl Engine {
             Ok(()) => Ok(record),
             Err(error) => {
                 // A machine that an abandoned boot had started is known by its name only.
-                let strays = self.kill_strays(&[record.id]).await;
-                let undone = strays.and(self.erase(&mut record).await);
+                let undone = match self.kill_strays(&[record.id]).await {
+                    Ok(()) => self.erase(&mut record).await,
+                    // It writes to the disk.
+                    Err(lives) => Err(lives),
+                };
                 lock.remove();
                 Err(with_undo(&record, error, undone))
             }

@@ -10,7 +10,7 @@ use std::{
 
 use tokio::sync::{Semaphore, watch};
 
-use super::info::WorkspaceState;
+use super::info::{Isolation, WorkspaceState};
 use super::lock::WorkspaceLock;
 use super::pool;
 use crate::backends::Backends;
@@ -18,6 +18,7 @@ use crate::channel::client::GuestClient;
 use crate::config::{Config, Layout};
 use crate::error::EngineError;
 use crate::image::Images;
+use crate::native::{self, BackendChoice};
 use crate::store::{Store, WorkspaceRecord};
 use crate::types::{SessionId, WorkspaceId, WorkspaceName};
 
@@ -34,6 +35,10 @@ pub(crate) struct Engine {
     pub(crate) layout: Layout,
     pub(crate) store: Arc<Store>,
     pub(crate) backends: Backends,
+    /// Why it is these backends.
+    choices: Vec<BackendChoice>,
+    /// What is required and does not hold.
+    unmet: Vec<String>,
     pub(crate) images: Images,
     /// One permit for each operation under way; all of them free means that nothing is.
     tasks: Arc<Semaphore>,
@@ -42,7 +47,12 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    pub(super) fn new(config: Config, store: Store, backends: Backends) -> Self {
+    pub(super) fn new(
+        config: Config,
+        store: Arc<Store>,
+        backends: Backends,
+        choices: Vec<BackendChoice>,
+    ) -> Self {
         let layout = config.layout();
         let tasks = Arc::new(Semaphore::new(MAX_TASKS as usize));
         let images = Images::new(
@@ -51,7 +61,23 @@ impl Engine {
             Arc::clone(&backends.storage),
             Arc::clone(&backends.channel),
         );
-        Self { config, layout, store: Arc::new(store), backends, images, tasks, pools: Mutex::default() }
+        let limited = backends.hypervisor.capabilities().limited;
+        let by_root = rustix::process::geteuid().is_root();
+        let unmet = native::unmet(&config, &backends.isolation(), limited, by_root);
+        Self { config, layout, store, backends, choices, unmet, images, tasks, pools: Mutex::default() }
+    }
+
+    /// What stands between machines that are started now and this host.
+    pub(super) fn isolation(&self) -> Isolation {
+        Isolation { backends: self.choices.clone(), ..self.backends.isolation() }
+    }
+
+    /// Refuses to start machines where something does not hold that the configuration requires.
+    pub(super) fn check_requirements(&self) -> Result<(), EngineError> {
+        match self.unmet.as_slice() {
+            [] => Ok(()),
+            unmet => Err(EngineError::Requirements { unmet: unmet.to_vec() }),
+        }
     }
 
     /// Runs a query or change of the records away from the async threads: SQLite waits for other processes.

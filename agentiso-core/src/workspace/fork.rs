@@ -28,6 +28,7 @@ impl Engine {
         spec: ForkSpec,
         claimant: Claimant,
     ) -> Result<ForkReport, EngineError> {
+        self.check_requirements()?;
         if !(1..=MAX_FORKS).contains(&spec.count) {
             return Err(EngineError::OutOfBounds {
                 what: "the number of forks",

@@ -330,8 +330,11 @@ impl Engine {
             disk_shared_bytes: usage.shared_bytes,
             memory_unique_bytes: memory.map(|memory| memory.unique_bytes),
             memory_shared_bytes: memory.map(|memory| memory.shared_bytes),
+            usage: self
+                .living(&record)
+                .and_then(|runtime| self.backends.hypervisor.limited_usage(&runtime.machine)),
             forked_from: record.forked_from.clone(),
-            isolation: self.backends.isolation(),
+            isolation: self.isolation(),
         })
     }
 

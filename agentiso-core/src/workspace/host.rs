@@ -31,11 +31,12 @@ impl Host {
     /// process left there.
     ///
     /// # Errors
-    /// The folder is not usable or not private; its records are of a newer version; QEMU is missing or too old.
+    /// The folder is not usable or not private; its records are of a newer version; QEMU is missing or too old; what the
+    /// configuration asks for cannot be had, with the remedy.
     pub async fn open(config: Config) -> Result<Self, EngineError> {
-        let store = open_store(&config).await?;
-        let backends = crate::native::backends(&config, store.state_id()).await?;
-        Self::assemble(config, store, backends).await
+        let store = Arc::new(open_store(&config).await?);
+        let (backends, choices) = crate::native::backends(&config, &store).await?;
+        Self::assemble(Engine::new(config, store, backends, choices)).await
     }
 
     /// As [`Host::open`], with backends of the caller's choice.
@@ -43,12 +44,12 @@ impl Host {
     /// # Errors
     /// As [`Host::open`], without those of the backends.
     pub async fn open_with(config: Config, backends: Backends) -> Result<Self, EngineError> {
-        let store = open_store(&config).await?;
-        Self::assemble(config, store, backends).await
+        let store = Arc::new(open_store(&config).await?);
+        Self::assemble(Engine::new(config, store, backends, Vec::new())).await
     }
 
-    async fn assemble(config: Config, store: Store, backends: Backends) -> Result<Self, EngineError> {
-        let engine = Arc::new(Engine::new(config, store, backends));
+    async fn assemble(engine: Engine) -> Result<Self, EngineError> {
+        let engine = Arc::new(engine);
         let reconciling = Arc::clone(&engine);
         engine.finish(async move { reconciling.reconcile().await }).await?;
         Ok(Self { engine })
@@ -72,6 +73,7 @@ impl Host {
         claimant: Claimant,
     ) -> Result<Workspace, EngineError> {
         self.engine.check_policy(&spec.policy)?;
+        self.engine.check_requirements()?;
         let Created { record, from_pool } = self.engine.create(spec, claimant).await?;
         Ok(self.handle(record).taken_from_pool(from_pool))
     }
@@ -197,7 +199,7 @@ impl Host {
 
     /// What stands between workspaces and this host.
     pub fn isolation(&self) -> Isolation {
-        self.engine.backends.isolation()
+        self.engine.isolation()
     }
 
     /// Removes the images that no workspace needs and all throwaway workspaces whose owner is gone, or only says what

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::hypervisor::MachineUsage;
+use crate::native::BackendChoice;
 use crate::network::NetworkPolicy;
 use crate::types::{GuestPort, HostPort, Owner, Resources, SnapshotId, WorkspaceId};
 
@@ -89,6 +91,9 @@ pub struct WorkspaceInfo {
     /// Memory that its machine maps from files and shares with other machines and the host's page cache, in bytes; none
     /// while it has no machine.
     pub memory_shared_bytes: Option<u64>,
+    /// What its machine uses of what the host's kernel limits it to; none while it has no machine, or none that is limited.
+    #[serde(default)]
+    pub usage: Option<MachineUsage>,
     /// The workspace it was forked from.
     pub forked_from: Option<ForkOrigin>,
     /// What stands between it and the host.
@@ -160,6 +165,10 @@ pub struct Isolation {
     pub confinement: Vec<String>,
     /// What is open that should not be, with the reason.
     pub open: Vec<String>,
+    /// Which backend of each kind is used for machines that are started now, and why. Empty for a host that was given
+    /// its backends.
+    #[serde(default)]
+    pub backends: Vec<BackendChoice>,
 }
 
 /// What a fork did.

@@ -53,6 +53,7 @@ impl Engine {
     ///
     /// On failure nothing is left of the machine and the record says `Stopped`; the error carries the console's end.
     pub(super) async fn boot(&self, record: &mut WorkspaceRecord, begin: Begin) -> Result<(), EngineError> {
+        self.check_requirements()?;
         let begun = Instant::now();
         record.state = WorkspaceState::Starting;
         record.crashed = false;

@@ -318,8 +318,12 @@ impl Engine {
     }
 
     async fn discard(&self, mut reserved: Reserved) {
-        let strays = self.kill_strays(&[reserved.record.id]).await;
-        match strays.and(self.erase(&mut reserved.record).await) {
+        let discarded = match self.kill_strays(&[reserved.record.id]).await {
+            Ok(()) => self.erase(&mut reserved.record).await,
+            // It writes to the disk.
+            Err(lives) => Err(lives),
+        };
+        match discarded {
             Ok(()) => reserved.lock.remove(),
             Err(error) => {
                 tracing::warn!(error = %error.report(), "could not remove a machine of a pool");

@@ -88,7 +88,7 @@ impl Engine {
         // Of a workspace that was never finished, a first start included, nothing is kept.
         let unfinished = record.state == WorkspaceState::Starting && record.boot_time_ms.is_none();
         if abandoned || half_made || unfinished {
-            self.clear_traces(traces.get(&id)).await;
+            self.clear_traces(traces.get(&id)).await?;
             self.erase(&mut record).await?;
             lock.remove();
             return Ok(());
@@ -115,7 +115,7 @@ impl Engine {
         }
         let was_recorded = record.runtime.is_some();
         self.clear_machine(record).await?;
-        self.clear_traces(traces.get(&record.id)).await;
+        self.clear_traces(traces.get(&record.id)).await?;
         if !was_recorded {
             // Cut off before the hypervisor's record was kept, which is what knows a machine's sockets from its logs.
             self.remove_run_dir(record.id)?;
@@ -190,7 +190,7 @@ impl Engine {
     }
 
     async fn remove_one_unrecorded(&self, id: Uuid, traces: &TracesById) -> Result<(), EngineError> {
-        self.clear_traces(traces.get(&WorkspaceId::from(id))).await;
+        self.clear_traces(traces.get(&WorkspaceId::from(id))).await?;
         self.backends.storage.destroy_disk(id.into()).await?;
         if !self.images.bases().await?.contains(&id.into()) {
             match self.backends.storage.delete_base(id.into()).await {
@@ -206,33 +206,37 @@ impl Engine {
     pub(super) async fn kill_strays(&self, ids: &[WorkspaceId]) -> Result<(), EngineError> {
         let traces = self.traces().await?;
         for id in ids {
-            self.clear_traces(traces.get(id)).await;
+            self.clear_traces(traces.get(id)).await?;
         }
         Ok(())
     }
 
     /// Removes what was found of a machine. What cannot be removed is left to the next opener.
-    async fn clear_traces(&self, traces: Option<&Traces>) {
-        let Some(traces) = traces else { return };
+    ///
+    /// # Errors
+    /// The machine could not be ended. It still has its disk, its card and its channel then, and so all of it is left:
+    /// nobody else may get what it is reached by, or writes to.
+    async fn clear_traces(&self, traces: Option<&Traces>) -> Result<(), EngineError> {
+        let Some(traces) = traces else { return Ok(()) };
         let Backends { hypervisor, network, channel, .. } = &self.backends;
+        for process in &traces.machines {
+            hypervisor.kill_process(process).await?;
+        }
         let told = |what: &str, done: Result<(), EngineError>| {
             if let Err(error) = done {
                 tracing::warn!(error = %error.report(), "could not remove a stray {what}");
             }
         };
-        for process in &traces.machines {
-            told("machine", hypervisor.kill_process(process).await.map_err(Into::into));
-        }
         for process in &traces.networks {
             told("network process", network.kill_process(process).await.map_err(Into::into));
         }
         for card in &traces.cards {
             told("network card", network.detach(card).await.map_err(Into::into));
         }
-        // Last: what a machine is reached by is another's only when it is gone.
         for record in &traces.channels {
             told("channel", channel.release(record).await.map_err(Into::into));
         }
+        Ok(())
     }
 
     async fn traces(&self) -> Result<TracesById, EngineError> {

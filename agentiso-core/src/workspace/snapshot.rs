@@ -242,6 +242,7 @@ impl Engine {
         id: WorkspaceId,
         spec: RestoreSpec,
     ) -> Result<RestoreReport, EngineError> {
+        self.check_requirements()?;
         self.locked(id, move |engine, record| {
             Box::pin(async move {
                 let snapshot = engine.find_snapshot(record, &spec.name).await?;

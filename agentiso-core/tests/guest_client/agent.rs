@@ -101,7 +101,7 @@ struct UnixChannel {
 #[async_trait]
 impl GuestChannel for UnixChannel {
     fn capabilities(&self) -> ChannelCapabilities {
-        ChannelCapabilities { name: "unix socket".to_owned(), concurrent: 64 }
+        ChannelCapabilities { name: "unix socket".to_owned(), concurrent: 64, open: Vec::new() }
     }
 
     async fn prepare(&self, _: ChannelSpec) -> Result<PreparedChannel, ChannelError> {
@@ -119,7 +119,7 @@ impl GuestChannel for UnixChannel {
         _: Duration,
     ) -> Result<GuestStream, ChannelError> {
         match UnixStream::connect(&self.socket).await {
-            Ok(stream) => Ok(Box::new(stream)),
+            Ok(stream) => Ok(GuestStream::private(stream)),
             Err(_) => Err(ChannelError::Gone { id: channel.id }),
         }
     }

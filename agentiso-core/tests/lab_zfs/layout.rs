@@ -165,7 +165,7 @@ async fn what_is_missing_is_named_with_its_remedy() {
     let no_pool = remedy(open("nosuchpool/agentiso".to_owned()).await);
     assert!(no_pool.contains("zpool import nosuchpool"), "{no_pool}");
     let no_dataset = remedy(open(format!("{}/nothing", fixture.pool)).await);
-    assert!(no_dataset.contains(&format!("prepare(\"{}/nothing\"", fixture.pool)), "{no_dataset}");
+    assert!(no_dataset.contains(&format!("agentiso init --zfs {}/nothing", fixture.pool)), "{no_dataset}");
     let no_parent = remedy(ZfsStorage::prepare(format!("{}/no/thing", fixture.pool), "s").await);
     assert!(no_parent.contains("zfs create"), "{no_parent}");
     assert!(remedy(open("no/../name".to_owned()).await).contains("letters"));

@@ -9,8 +9,9 @@ use agentiso_guest::limits::{CHANNEL_RETRY_MS, CHANNEL_TRIES};
 use super::uevents::Uevents;
 use crate::agent::Agent;
 use crate::console::say;
+use crate::serve::gate::{self, Gate};
 use crate::serve::slots::Slots;
-use crate::serve::streams::{self, Family};
+use crate::serve::streams;
 use crate::sys::vsock;
 
 /// The virtio-serial devices that have their driver.
@@ -63,9 +64,14 @@ fn open_vsock(agent: &Arc<Agent>) -> bool {
     if !vsock::has_address() {
         return false;
     }
+    if gate::machine_key().is_none() {
+        // Anybody on the host can connect there.
+        say("vsock is not served: QEMU was not given a key for this machine");
+        return false;
+    }
     let opened = vsock::listen(VSOCK_PORT)
         .map_err(std::io::Error::from)
-        .and_then(|socket| streams::serve(agent, socket, Family::Vsock));
+        .and_then(|socket| streams::serve(agent, socket, Gate::Machine));
     if let Err(error) = &opened {
         say(&format!("vsock port {VSOCK_PORT} is not served: {error}"));
     }

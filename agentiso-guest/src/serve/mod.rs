@@ -1,7 +1,8 @@
 //! Connections: where they come from ([`slots`], [`streams`]), how bytes become messages on them ([`connection`]), who
-//! they belong to ([`greeting`], [`sessions`]), and what is done with the one request of each ([`session`]).
+//! they belong to ([`greeting`], [`gate`], [`sessions`]), and what is done with the one request of each ([`session`]).
 
 mod connection;
+pub(crate) mod gate;
 mod greeting;
 mod session;
 mod sessions;

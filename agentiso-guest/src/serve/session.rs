@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use agentiso_guest::PROTOCOL_GENERATION;
 use agentiso_guest::frame::FrameError;
 use agentiso_guest::hello::{Hello, Verdict, Welcome};
+use agentiso_guest::key::Proof;
 use agentiso_guest::limits::MAX_CONNECTIONS;
 use agentiso_guest::message::{ErrorCode, Reply, Request};
 
@@ -41,9 +42,14 @@ impl Drop for Served<'_> {
 ///
 /// # Errors
 /// How the connection was lost.
-pub(super) fn run(agent: &Arc<Agent>, connection: &mut Connection, hello: &Hello) -> Result<(), Lost> {
+pub(super) fn run(
+    agent: &Arc<Agent>,
+    connection: &mut Connection,
+    hello: &Hello,
+    proof: Option<Proof>,
+) -> Result<(), Lost> {
     connection.begin(hello.hello, agent.sessions.enter());
-    let result = answer(agent, connection, hello);
+    let result = answer(agent, connection, hello, proof);
     // A connection of another life counts until its channel is closed: its bytes must not meet the next one's.
     if !matches!(result, Err(Lost::Detached)) {
         connection.end();
@@ -51,7 +57,25 @@ pub(super) fn run(agent: &Arc<Agent>, connection: &mut Connection, hello: &Hello
     result
 }
 
-fn answer(agent: &Arc<Agent>, connection: &mut Connection, hello: &Hello) -> Result<(), Lost> {
+/// Tells a host that it has the wrong key. It learns nothing else, and nothing of it is carried out.
+pub(super) fn refuse(connection: &mut Connection, hello: &Hello) {
+    connection.send_welcome(&Welcome {
+        welcome: hello.hello,
+        generation: PROTOCOL_GENERATION,
+        agent: String::new(),
+        verdict: Verdict::WrongKey,
+        request: false,
+        proof: None,
+    });
+    connection.flush_until(Instant::now() + LAST_WORDS);
+}
+
+fn answer(
+    agent: &Arc<Agent>,
+    connection: &mut Connection,
+    hello: &Hello,
+    proof: Option<Proof>,
+) -> Result<(), Lost> {
     let served = Served::count(&agent.served);
     let verdict = if hello.generation != PROTOCOL_GENERATION {
         Verdict::WrongGeneration
@@ -70,6 +94,7 @@ fn answer(agent: &Arc<Agent>, connection: &mut Connection, hello: &Hello) -> Res
         agent: env!("CARGO_PKG_VERSION").to_owned(),
         verdict,
         request: hello.request,
+        proof,
     });
     if verdict != Verdict::Accepted {
         return connection.flush();

@@ -93,7 +93,7 @@ fn serve_open_port(
         if last.replace(hello.hello) == Some(hello.hello) {
             continue;
         }
-        match session::run(agent, connection, &hello) {
+        match session::run(agent, connection, &hello, None) {
             Ok(()) => between = Between::Framed,
             Err(Lost::Replaced(hello)) => next = Some(hello),
             // Everything was read: whatever comes is a new connection's.

@@ -15,10 +15,10 @@ use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 
 use super::connection::Connection;
+use super::gate::{Gate, Judgement};
 use super::greeting::{Between, next_hello};
 use super::session;
 use crate::agent::{Agent, start_thread};
-use crate::sys::vsock;
 
 /// How long a connection may stay silent before its hello.
 const HELLO_LIMIT: Duration = Duration::from_millis(STALLED_MESSAGE_MS);
@@ -26,19 +26,10 @@ const HELLO_LIMIT: Duration = Duration::from_millis(STALLED_MESSAGE_MS);
 const REUSE_LIMIT: Duration = Duration::from_secs(1);
 const MAX_WORKERS: usize = MAX_CONNECTIONS + 1;
 
-/// Which sockets the connections come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Family {
-    /// Only the host is served, never a process of this guest.
-    Vsock,
-    /// Whoever may connect to the socket's path.
-    Unix,
-}
-
 struct Listener {
     agent: Arc<Agent>,
     socket: OwnedFd,
-    family: Family,
+    gate: Gate,
     workers: AtomicUsize,
     idle: AtomicUsize,
 }
@@ -47,11 +38,11 @@ struct Listener {
 ///
 /// # Errors
 /// No thread could be started.
-pub(crate) fn serve(agent: &Arc<Agent>, socket: OwnedFd, family: Family) -> std::io::Result<()> {
+pub(crate) fn serve(agent: &Arc<Agent>, socket: OwnedFd, gate: Gate) -> std::io::Result<()> {
     let listener = Arc::new(Listener {
         agent: Arc::clone(agent),
         socket,
-        family,
+        gate,
         workers: AtomicUsize::new(0),
         idle: AtomicUsize::new(0),
     });
@@ -85,7 +76,7 @@ fn accept_one(listener: &Arc<Listener>) {
         }
         Err(_) => return,
     };
-    if listener.family == Family::Vsock && !vsock::peer_is_host(&socket) {
+    if !listener.gate.is_open_to(&socket) {
         return;
     }
     let was_last = listener.idle.fetch_sub(1, Ordering::AcqRel) == 1;
@@ -93,11 +84,11 @@ fn accept_one(listener: &Arc<Listener>) {
         // Without another worker, the next connection waits for this one.
         let _ = add_worker(listener);
     }
-    serve_connection(&listener.agent, socket);
+    serve_connection(listener, socket);
     listener.idle.fetch_add(1, Ordering::AcqRel);
 }
 
-fn serve_connection(agent: &Arc<Agent>, socket: OwnedFd) {
+fn serve_connection(listener: &Listener, socket: OwnedFd) {
     let mut connection = Connection::on_socket(socket);
     let mut between = Between::Fresh(HelloScanner::new());
     let mut limit = HELLO_LIMIT;
@@ -110,7 +101,12 @@ fn serve_connection(agent: &Arc<Agent>, socket: OwnedFd) {
                 Err(_) => return,
             },
         };
-        match session::run(agent, &mut connection, &hello) {
+        let proof = match listener.gate.judge(&hello) {
+            Judgement::Served(proof) => proof,
+            Judgement::Refused => return session::refuse(&mut connection, &hello),
+            Judgement::Ignored => return,
+        };
+        match session::run(&listener.agent, &mut connection, &hello, proof) {
             Ok(()) => {}
             Err(super::Lost::Replaced(hello)) => next = Some(hello),
             Err(_) => return,

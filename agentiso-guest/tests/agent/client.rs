@@ -28,11 +28,23 @@ impl Agent {
 
     /// Starts the agent with extra variables in its own environment.
     pub(crate) fn start_with(environment: &[(&str, &str)]) -> Self {
+        Self::start_in(TempDir::new().unwrap(), environment, &[])
+    }
+
+    /// Starts an agent that serves whoever knows the key in the file `key`.
+    pub(crate) fn start_with_key(key: &[u8]) -> Self {
         let folder = TempDir::new().unwrap();
+        let file = folder.path().join("key");
+        std::fs::write(&file, key).unwrap();
+        Self::start_in(folder, &[], &["--key", file.to_str().unwrap()])
+    }
+
+    fn start_in(folder: TempDir, environment: &[(&str, &str)], more: &[&str]) -> Self {
         let process = Process::new(env!("CARGO_BIN_EXE_agentiso-guest"))
             .arg("--service")
             .arg("--unix")
             .arg(folder.path().join("socket"))
+            .args(more)
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .spawn()
@@ -269,7 +281,7 @@ impl Connection {
 
 pub(crate) fn hello_bytes(nonce: Nonce, generation: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
-    encode_plain(&mut bytes, &Hello { hello: nonce, generation, request: false }).unwrap();
+    encode_plain(&mut bytes, &Hello { hello: nonce, generation, request: false, proof: None }).unwrap();
     bytes
 }
 

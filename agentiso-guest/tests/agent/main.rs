@@ -8,6 +8,7 @@ mod commands;
 mod environment;
 mod files;
 mod jobs;
+mod key;
 mod protocol;
 mod requests;
 mod tree;

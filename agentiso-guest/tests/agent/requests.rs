@@ -13,8 +13,11 @@ use crate::client::{Agent, Connection, LIMIT, exec, fresh_nonce, hello_bytes};
 /// A hello and the request behind it.
 fn together(nonce: Nonce, request: &Request) -> Vec<u8> {
     let mut bytes = Vec::new();
-    encode_plain(&mut bytes, &Hello { hello: nonce, generation: PROTOCOL_GENERATION, request: true })
-        .unwrap();
+    encode_plain(
+        &mut bytes,
+        &Hello { hello: nonce, generation: PROTOCOL_GENERATION, request: true, proof: None },
+    )
+    .unwrap();
     encode(&mut bytes, request, &[], nonce).unwrap();
     bytes
 }

@@ -111,7 +111,7 @@ async fn timed<T, E: Into<crate::BoxError>>(work: impl Future<Output = Result<T,
 async fn hello(connection: &mut GuestStream) -> Done {
     let nonce = Nonce::from_bytes(uuid::Uuid::new_v4().into_bytes());
     let mut bytes = Vec::new();
-    encode_plain(&mut bytes, &Hello { hello: nonce, generation: PROTOCOL_GENERATION, request: false })?;
+    encode_plain(&mut bytes, &connection.introduction().hello(nonce, false))?;
     connection.write_all(&bytes).await?;
     let mut scanner = WelcomeScanner::new(nonce);
     let mut received = [0; 1024];

@@ -28,6 +28,28 @@ pub enum GuestError {
         #[source]
         source: HelloError,
     },
+    /// The agent does not take this host's key. The operation was not begun.
+    #[error(
+        "could not {operation}: machine {id} does not take the key that its folder holds: stop and start the workspace to \
+         give it another"
+    )]
+    WrongKey {
+        /// What was being done.
+        operation: &'static str,
+        /// Whose agent.
+        id: WorkspaceId,
+    },
+    /// What answered is not the machine: it does not know its key. The operation was not begun.
+    #[error(
+        "could not {operation}: what answers at the address of machine {id} does not know that machine's key, so it is \
+         something else: stop and start the workspace to give it another address"
+    )]
+    Stranger {
+        /// What was being done.
+        operation: &'static str,
+        /// Whose address.
+        id: WorkspaceId,
+    },
     /// The agent speaks another generation of the protocol. The operation was not begun.
     #[error(
         "could not {operation}: the agent of machine {id} (version {agent}) speaks protocol generation {theirs} and this \

@@ -8,7 +8,7 @@ use std::{
 use agentiso_guest::{
     PROTOCOL_GENERATION,
     frame::encode_plain,
-    hello::{Hello, NONCE_BYTES, Nonce, Verdict, Welcome, WelcomeScanner},
+    hello::{NONCE_BYTES, Nonce, Verdict, Welcome, WelcomeScanner},
     message::{Configuration, Request},
 };
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
@@ -21,7 +21,7 @@ use super::{
     session::{InputWriter, ReplyReader, Session},
     text::clean_text,
 };
-use crate::channel::{ChannelError, GuestStream, Lane};
+use crate::channel::{ChannelError, GuestStream, Introduction, Lane};
 
 /// Pause before a hello that was not answered is sent again.
 const HELLO_INTERVAL: Duration = Duration::from_millis(500);
@@ -107,8 +107,8 @@ impl GuestClient {
     /// Opens a connection for one request and sends it; `message_limit` is the longest reply that it can have.
     ///
     /// Unless the request is read-only, it is carried out at most once. [`GuestError::Channel`], [`GuestError::Hello`],
-    /// [`GuestError::Generation`], [`GuestError::AgentBusy`] and [`GuestError::Request`] mean that it was not and will not
-    /// be; after any other error its fate is unknown.
+    /// [`GuestError::WrongKey`], [`GuestError::Stranger`], [`GuestError::Generation`], [`GuestError::AgentBusy`] and
+    /// [`GuestError::Request`] mean that it was not and will not be; after any other error its fate is unknown.
     pub(super) async fn open(
         &self,
         operation: &'static str,
@@ -144,7 +144,7 @@ impl GuestClient {
             };
             match opener.run(deadline.min(Instant::now() + patience)).await? {
                 Progress::Welcomed { welcome, rest } => {
-                    if is_accepted(call, &welcome)? {
+                    if is_accepted(call, &opener.greeting.introduction, &welcome)? {
                         // The lane that is kept for control is given back at once.
                         let home = (lane == Lane::Work).then(|| self.idle.clone());
                         return opener.into_session(request, &welcome, message_limit, &rest, home).await;
@@ -217,11 +217,15 @@ impl GuestClient {
 }
 
 /// Whether the agent serves this connection; `false` if it is busy.
-fn is_accepted(call: Call, welcome: &Welcome) -> Result<bool, GuestError> {
+fn is_accepted(call: Call, introduction: &Introduction, welcome: &Welcome) -> Result<bool, GuestError> {
     let Call { id, operation } = call;
+    if !introduction.is_from_the_machine(welcome) {
+        return Err(GuestError::Stranger { operation, id });
+    }
     match welcome.verdict {
         Verdict::Accepted if welcome.generation == PROTOCOL_GENERATION => Ok(true),
         Verdict::Busy => Ok(false),
+        Verdict::WrongKey => Err(GuestError::WrongKey { operation, id }),
         Verdict::Accepted | Verdict::WrongGeneration => Err(GuestError::Generation {
             operation,
             id,
@@ -258,20 +262,21 @@ struct Opener {
 /// A hello, sent until it is answered. It keeps its nonce: with a new one each time, the answers of a slow guest
 /// would always come for the one before.
 struct Greeting {
+    introduction: Introduction,
     nonce: Nonce,
     scanner: WelcomeScanner,
     sent: u32,
 }
 
 impl Greeting {
-    fn new(call: Call) -> Result<Self, GuestError> {
+    fn new(call: Call, introduction: Introduction) -> Result<Self, GuestError> {
         let nonce = random_nonce().map_err(|error| call.local("its random source", error))?;
-        Ok(Self { nonce, scanner: WelcomeScanner::new(nonce), sent: 0 })
+        Ok(Self { introduction, nonce, scanner: WelcomeScanner::new(nonce), sent: 0 })
     }
 
     /// Says hello, and whether the request follows.
     fn say(&mut self, call: Call, out: &mut Vec<u8>, request: bool) -> Result<(), GuestError> {
-        let hello = Hello { hello: self.nonce, generation: PROTOCOL_GENERATION, request };
+        let hello = self.introduction.hello(self.nonce, request);
         encode_plain(out, &hello).map_err(|error| call.request(error))?;
         self.sent += 1;
         Ok(())
@@ -285,8 +290,8 @@ impl Opener {
         request: &Request,
         mut pipelined: Pipelining,
     ) -> Result<Self, GuestError> {
+        let mut greeting = Greeting::new(call, stream.introduction())?;
         let (reader, mut writer) = split(stream);
-        let mut greeting = Greeting::new(call)?;
         let mut encoded = Vec::new();
         let sent = std::time::Instant::now();
         put_request(call, &mut encoded, request)?;
@@ -349,7 +354,7 @@ impl Opener {
         }
         if self.pipelined == Pipelining::Repeatable {
             // Whether the request arrived with it cannot be known: begin anew, and let that answer go unheard.
-            self.greeting = Greeting::new(self.call)?;
+            self.greeting = Greeting::new(self.call, self.greeting.introduction.clone())?;
             self.pipelined = Pipelining::Never;
         }
         self.greeting.say(self.call, self.writer.buffer(), false)

@@ -1,5 +1,6 @@
 use std::{
     fmt::Display,
+    fs::File,
     os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
@@ -99,11 +100,24 @@ impl RunDir {
 
     /// Makes a lane; there must be none of that number.
     pub(in crate::channel) fn make_lane(&self, lane: u32) -> Result<(), ChannelError> {
-        let lock = lock_name(lane);
+        self.create(&lock_name(lane)).map(drop)
+    }
+
+    /// Makes a file for its owner alone; there must be none of that name.
+    pub(in crate::channel) fn create(&self, name: &str) -> Result<File, ChannelError> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        rustix::fs::openat(&self.dir, &lock, flags, PRIVATE)
-            .map(drop)
-            .map_err(|errno| self.error("make lock file", &lock, errno))
+        let made = rustix::fs::openat(&self.dir, name, flags, PRIVATE);
+        made.map(File::from).map_err(|errno| self.error("make file", name, errno))
+    }
+
+    /// Opens a file for reading; `None` if there is none.
+    pub(in crate::channel) fn open_file(&self, name: &str) -> Result<Option<File>, ChannelError> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        match rustix::fs::openat(&self.dir, name, flags, Mode::empty()) {
+            Ok(file) => Ok(Some(file.into())),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(self.error("open", name, errno)),
+        }
     }
 
     /// Removes the lanes, and what else has one of these names. What is gone already is no error; all are tried.

@@ -54,6 +54,7 @@ impl GuestChannel for SerialChannel {
         ChannelCapabilities {
             name: format!("virtio-serial, {SERIAL_SLOTS} slots"),
             concurrent: SERIAL_SLOTS as usize,
+            open: Vec::new(),
         }
     }
 
@@ -83,7 +84,7 @@ impl GuestChannel for SerialChannel {
             return Err(ChannelError::Gone { id });
         };
         let connect = |slot| slots::connect(&run_dir, slot);
-        Ok(Box::new(lanes::take(&run_dir, id, (lane, SERIAL_SLOTS), limit, connect).await?))
+        Ok(GuestStream::private(lanes::take(&run_dir, id, (lane, SERIAL_SLOTS), limit, connect).await?))
     }
 
     /// Removes the sockets and lock files. The folder may be gone already.

@@ -8,21 +8,27 @@
 //!   is given back and the next one taken. The kernel frees it when the last copy of that descriptor is closed, which is
 //!   when the machine's process has ended. Only then is it released, and not handed out again for [`COOL_DOWN`]. A
 //!   machine never gets the one that it had before.
-//! - **Who may connect.** AF_VSOCK has no permissions: every process of the host can connect to every machine's agent,
-//!   which is root in there. On a host whose local users do not trust each other, use the serial channel. A guest can
-//!   likewise connect to whatever listens on the host's own vsock ports; agentiso listens on none.
+//! - **Who may connect.** AF_VSOCK has no permissions: every process of the host can connect to every machine, and one that
+//!   may open /dev/vhost-vsock can take the context id of a machine that has crashed. So each machine gets a key
+//!   ([`MachineKey`]) at each start, and the two ends prove to each other in every hello that they know it: whoever else
+//!   connects to an agent is told nothing, and whoever else answers is sent nothing but the one request that goes
+//!   out with a first hello. The key is in the machine's run folder, which only the state folder's owner can enter. What
+//!   stays open: any process of the host can keep an agent busy by connecting to it (it closes a connection that
+//!   says no hello after ten seconds, and serves 64), and a guest can connect to whatever listens on the host's own vsock
+//!   ports; agentiso listens on none. Guests cannot reach each other: vhost-vsock passes on only what they send to the host.
 //!
 //! Connections that were open when a machine was captured are ended in each machine that is started from that memory:
 //! QEMU tells the guest's kernel that its transport was reset, which ends connections, takes over the new context id,
 //! and leaves the agent's listening socket as it is. In the captured machine they go on.
 //!
-//! - `address.rs`: claiming a context id.
+//! - `address.rs`: claiming a context id. `key.rs`: the key of a machine and its file.
 //! - `sys.rs`: the one thing that needs `unsafe`.
 //!
 //! How many connections a machine takes at once, and which is kept for control, is a matter of its lanes
 //! (`channel/lanes`).
 
 mod address;
+mod key;
 mod sys;
 #[cfg(test)]
 mod tests;
@@ -90,6 +96,16 @@ impl VsockChannel {
         Ok(Self { device, leases, cids: CIDS })
     }
 
+    /// What keeps machines from being reached like this here, if anything does.
+    pub(crate) fn obstacle() -> Option<ChannelError> {
+        Device::find().err()
+    }
+
+    /// The channel, whether or not it can be used: what it made before can be released.
+    pub(crate) fn unchecked(leases: Arc<dyn Leases>) -> Self {
+        Self { device: Device::expected(), leases, cids: CIDS }
+    }
+
     /// With context ids from this range, where others use [`CIDS`]. Those below 3 and the very last one are never used.
     #[must_use]
     pub fn with_cids(mut self, cids: RangeInclusive<u32>) -> Self {
@@ -129,6 +145,11 @@ impl GuestChannel for VsockChannel {
         ChannelCapabilities {
             name: format!("vhost-vsock, {MAX_CONNECTIONS} connections"),
             concurrent: MAX_CONNECTIONS,
+            open: vec![
+                "any process of the host can connect to a machine's vsock, without being served, and so take up the \
+                 connections that it serves at once"
+                    .to_owned(),
+            ],
         }
     }
 
@@ -139,19 +160,21 @@ impl GuestChannel for VsockChannel {
     async fn prepare(&self, spec: ChannelSpec) -> Result<PreparedChannel, ChannelError> {
         let ChannelSpec { id, run_dir } = spec;
         let folder = RunDir::open(&run_dir)?;
-        folder.remove_lanes(LANES, std::iter::empty())?;
+        folder.remove_lanes(LANES, key::files())?;
         let (device, leases, cids) = (self.device.clone(), Arc::clone(&self.leases), self.cids.clone());
         let claimed = blocking(id, move || address::claim(&device, &*leases, &cids, id)).await;
         let made = claimed.and_then(|claimed| {
             let record = VsockDetails { cid: claimed.cid, run_dir: Some(run_dir) }.record(id)?;
+            // Before the lanes: whoever finds one finds the key.
+            let key = key::make(&folder)?;
             (0..LANES).try_for_each(|lane| folder.make_lane(lane))?;
             Ok(PreparedChannel {
-                device: ChannelDevice::Vsock { cid: claimed.cid, vhost: claimed.vhost },
+                device: ChannelDevice::Vsock { cid: claimed.cid, vhost: claimed.vhost, key },
                 record,
             })
         });
         if made.is_err() {
-            if let Err(cleanup) = folder.remove_lanes(LANES, std::iter::empty()) {
+            if let Err(cleanup) = folder.remove_lanes(LANES, key::files()) {
                 tracing::warn!(error = %cleanup, "could not remove the lanes of a channel that was not made");
             }
             let leases = Arc::clone(&self.leases);
@@ -174,6 +197,7 @@ impl GuestChannel for VsockChannel {
         let details = VsockDetails::of(channel)?;
         let Some(run_dir) = details.run_dir()? else { return Err(ChannelError::Gone { id }) };
         let held = lanes::take(&run_dir, id, (lane, LANES), limit, |_| Ok(())).await?;
+        let Some(key) = key::read(&run_dir)? else { return Err(ChannelError::Gone { id }) };
         let mut patience = FIRST_PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now()).max(LEAST_PATIENCE);
@@ -184,7 +208,7 @@ impl GuestChannel for VsockChannel {
                 return Err(ChannelError::Gone { id });
             }
             let pause = match attempt {
-                Ok(Ok(stream)) => return Ok(Box::new(held.with(stream))),
+                Ok(Ok(stream)) => return Ok(GuestStream::with_key(held.with(stream), key)),
                 Ok(Err(source)) => match Errno::from_io_error(&source) {
                     // No machine has this context id.
                     Some(Errno::NODEV) => return Err(ChannelError::Gone { id }),
@@ -218,7 +242,7 @@ impl GuestChannel for VsockChannel {
         let id = channel.id;
         let details = VsockDetails::of(channel)?;
         if let Some(run_dir) = details.run_dir()? {
-            run_dir.remove_lanes(LANES, std::iter::empty())?;
+            run_dir.remove_lanes(LANES, key::files())?;
         }
         let leases = Arc::clone(&self.leases);
         blocking(id, move || {

@@ -79,6 +79,37 @@ async fn context_id_that_others_have_is_passed_over_and_given_back() {
 }
 
 #[tokio::test]
+async fn each_machine_has_a_key_of_its_own_that_only_its_folder_and_its_device_hold() {
+    use std::os::unix::fs::PermissionsExt;
+    let scratch = Scratch::new();
+    let channel = scratch.channel(|_, _| Ok(()));
+    let spec = scratch.spec();
+    let file = spec.run_dir.join("vsock.key");
+
+    let first = channel.prepare(spec.clone()).await.unwrap();
+    let kept = std::fs::read(&file).unwrap();
+    let shown = format!("{first:?}");
+    // What its next start gets.
+    let second = channel.prepare(spec).await.unwrap();
+
+    let (ChannelDevice::Vsock { key, .. }, ChannelDevice::Vsock { key: next, .. }) =
+        (&first.device, &second.device)
+    else {
+        panic!("{first:?} {second:?}")
+    };
+    assert_eq!(kept, key.as_bytes());
+    assert_ne!(key, next);
+    assert_eq!(std::fs::read(&file).unwrap(), next.as_bytes());
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o600);
+    let digits: String = kept.iter().map(|byte| format!("{byte:02x}")).collect();
+    let numbers = format!("{kept:?}");
+    assert!(!shown.contains(&digits) && !shown.contains(numbers.trim_matches(['[', ']'])), "{shown}");
+    assert!(!serde_json::to_string(&first.record).unwrap().contains(&digits));
+    channel.release(&second.record).await.unwrap();
+    assert!(!file.exists());
+}
+
+#[tokio::test]
 async fn context_id_is_not_handed_out_again_before_it_has_cooled_down() {
     let scratch = Scratch::new();
     let channel = scratch.channel(|_, _| Ok(()));

@@ -3,6 +3,7 @@
 
 use std::os::fd::RawFd;
 
+use agentiso_guest::key::KEY_FILE;
 use serde_json::{Value, json};
 
 use crate::{
@@ -87,7 +88,12 @@ pub(super) enum Card {
 #[derive(Clone, Debug)]
 pub(super) enum Channel {
     Serial(Vec<RawFd>),
-    Vsock { cid: u32, vhost: RawFd },
+    Vsock {
+        cid: u32,
+        vhost: RawFd,
+        /// A file in memory with the machine's key.
+        key: RawFd,
+    },
 }
 
 impl CommandLine {
@@ -220,7 +226,8 @@ impl CommandLine {
                     );
                 }
             }
-            Channel::Vsock { cid, vhost } => {
+            Channel::Vsock { cid, vhost, key } => {
+                words.option("-fw_cfg", &format!("name={KEY_FILE},file=/proc/self/fd/{key}"));
                 words.option("-device", &format!("vhost-vsock-device,guest-cid={cid},vhostfd={vhost}"));
             }
         }

@@ -116,13 +116,14 @@ fn empty_root_is_said_to_the_agent() {
 fn tap_and_vsock_are_passed_by_descriptor() {
     let line = CommandLine {
         nic: Some((MacAddress([2, 0, 0, 0, 0, 1]), Card::Tap(30))),
-        channel: Channel::Vsock { cid: 77, vhost: 31 },
+        channel: Channel::Vsock { cid: 77, vhost: 31, key: 32 },
         ..machine()
     }
     .words()
     .join(" ");
 
     assert!(line.contains("-netdev tap,id=net,fd=30 "), "{line}");
+    assert!(line.contains("-fw_cfg name=opt/org.agentiso/key,file=/proc/self/fd/32 "), "{line}");
     assert!(line.ends_with("-device vhost-vsock-device,guest-cid=77,vhostfd=31"), "{line}");
 }
 

@@ -56,6 +56,16 @@ pub(super) fn write_json<T: Serialize>(
     written.inspect_err(|_| drop(std::fs::remove_file(&temporary))).map_err(failed)
 }
 
+/// A file that is in no folder, with this content for good. Whoever has its descriptor may read it, under any user id:
+/// QEMU opens it anew, as its own user.
+pub(super) fn in_memory(name: &str, content: &[u8]) -> io::Result<File> {
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+    let mut file = File::from(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+    file.write_all(content)?;
+    fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+    Ok(file)
+}
+
 fn create_new(path: &Path, mode: u32) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(mode).open(path)
 }

@@ -1,11 +1,10 @@
 //! The way from a launch spec to a machine that runs, with everything undone when it ends early.
 
 use std::{
-    collections::HashSet,
     fs::File,
     io::{self, Read, Seek, SeekFrom},
     os::{
-        fd::{AsFd, OwnedFd, RawFd},
+        fd::OwnedFd,
         unix::{fs::MetadataExt, net::UnixStream},
     },
     path::{Path, PathBuf},
@@ -16,23 +15,17 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Qemu,
-    command_line::{self, Card, Channel, CommandLine, Cpu, Layer, SERIAL_PORTS},
-    files::{self, Folder, io_error},
-    memory::{
-        difference,
-        image::{Image, Images, Shape},
-        pages::RamMapping,
-    },
+    arrange::{Arranged, Inheritance, arrange, identity},
+    files::{Folder, io_error},
+    memory::{difference, image::Shape, pages::RamMapping},
     monitor::{self, Monitor},
     verify,
 };
 use crate::{
-    channel::ChannelDevice,
-    hypervisor::{Accelerator, HypervisorError, LaunchSpec, Machine, MachineLog, Start, log::printable},
-    network::NicBackend,
+    hypervisor::{HypervisorError, LaunchSpec, Machine, MachineLog, log::printable},
     process::cgroup::{Cgroup, CgroupError},
     process::{self, Detached, FileRules, SpawnError, Started, program_folders, start_name},
-    types::{MachineUid, ProcessRef, SnapshotId, WorkspaceId},
+    types::{MachineUid, ProcessRef, WorkspaceId},
 };
 
 /// How long QEMU may take to build a machine. A tenth of a second is usual; a busy host takes longer.
@@ -109,10 +102,10 @@ struct Underway {
 }
 
 /// What a machine that does not boot begins with.
-struct Restore {
-    ram: File,
-    difference: Option<File>,
-    devices: String,
+pub(super) struct Restore {
+    pub(super) ram: File,
+    pub(super) difference: Option<File>,
+    pub(super) devices: String,
 }
 
 /// Files of a machine in its run folder.
@@ -258,7 +251,7 @@ impl Underway {
 
 type Source = Box<dyn std::error::Error + Send + Sync>;
 
-fn launch_error(id: WorkspaceId, reason: impl Into<String>) -> HypervisorError {
+pub(super) fn launch_error(id: WorkspaceId, reason: impl Into<String>) -> HypervisorError {
     HypervisorError::Launch { id, reason: reason.into(), log: String::new(), source: None }
 }
 
@@ -325,183 +318,6 @@ fn launch_failed(id: WorkspaceId, reason: &str, error: CgroupError) -> Hyperviso
 fn most_file_bytes(spec: &LaunchSpec) -> u64 {
     let disk = spec.disk.layers.first().map_or(0, |layer| layer.bytes);
     disk.saturating_add(disk / 64).saturating_add(256 * 1024 * 1024)
-}
-
-/// What the process inherits, and what it will look like from outside.
-struct Inheritance {
-    detached: Detached,
-    identities: HashSet<(u64, u64)>,
-}
-
-impl Inheritance {
-    fn new(program: &Path) -> Self {
-        Self { detached: Detached::new(program), identities: HashSet::new() }
-    }
-
-    fn pass(&mut self, fd: impl Into<OwnedFd>) -> io::Result<RawFd> {
-        let fd = fd.into();
-        self.identities.insert(identity(&fd)?);
-        Ok(self.detached.pass(fd))
-    }
-}
-
-/// Device and inode of what a descriptor names.
-fn identity(fd: &impl AsFd) -> io::Result<(u64, u64)> {
-    let metadata = File::from(fd.as_fd().try_clone_to_owned()?).metadata()?;
-    Ok((metadata.dev(), metadata.ino()))
-}
-
-/// A machine that has everything it needs but a process.
-struct Arranged {
-    /// Its command line.
-    words: Vec<String>,
-    /// What Landlock shall let it open.
-    rules: FileRules,
-    restore: Option<Restore>,
-}
-
-/// Opens and passes everything a machine uses.
-fn arrange(
-    qemu: &Qemu,
-    name: &str,
-    spec: LaunchSpec,
-    shape: &Shape,
-    folder: &Folder,
-    console: OwnedFd,
-    machine: &mut Inheritance,
-) -> Result<Arranged, HypervisorError> {
-    let id = spec.id;
-    let passing = |source| io_error("pass a descriptor to", &qemu.program.path, source);
-    let kernel = boot_file("the guest kernel", &spec.kernel, spec.uid)?;
-    let initramfs = boot_file("the initial RAM file system", &spec.initramfs, spec.uid)?;
-    let image = match spec.start {
-        Start::Boot => None,
-        Start::Restore(image) => Some(usable_image(qemu, image, shape)?),
-    };
-    let base = match &image {
-        None => files::zero_ram(&qemu.state_dir, spec.memory)?,
-        Some(image) => image.base(),
-    };
-    folder.link(&base, RAM)?;
-    let ram = folder.path(RAM);
-    let ram = process::open_for(&ram, spec.uid).map_err(|error| io_error("open", &ram, error))?;
-    let mut restore = None;
-    let mut incoming = None;
-    if let Some(image) = &image {
-        let devices = image.devices()?;
-        incoming = Some(machine.pass(devices).map_err(passing)?);
-        restore = Some(Restore {
-            ram: ram.try_clone().map_err(passing)?,
-            difference: image.difference()?,
-            devices: command_line::INCOMING.to_owned(),
-        });
-    }
-    // QEMU opens these by name (/proc/self/fd/N), which asks for permission anew.
-    let mut rules =
-        program_folders(&qemu.program.path).into_iter().fold(FileRules::nothing(), FileRules::read_execute);
-    rules = rules.read("/etc/ld.so.cache");
-    for file in [&kernel, &initramfs, &ram] {
-        rules = rules.read_open(file.try_clone().map_err(passing)?.into());
-    }
-    if spec.disk.layers.is_empty() {
-        return Err(launch_error(id, "its disk has no layers"));
-    }
-    let mut layers = Vec::new();
-    for (index, layer) in spec.disk.layers.iter().enumerate() {
-        let (read, write) = if index == 0 {
-            let (write, read) = monitor::open_layer(layer)?;
-            (read, Some(write))
-        } else {
-            (monitor::open_file(&layer.path, false)?, None)
-        };
-        layers.push(Layer {
-            id: layer.id.clone(),
-            format: layer.format,
-            bytes_in: monitor::bytes_in(&read, &layer.path)?,
-            read: machine.pass(read).map_err(passing)?,
-            write: write.map(|write| machine.pass(write)).transpose().map_err(passing)?,
-        });
-    }
-    let nic = match spec.nic {
-        None => None,
-        Some(nic) => Some((
-            nic.mac,
-            match nic.backend {
-                NicBackend::Stream(fd) => Card::Stream(machine.pass(fd).map_err(passing)?),
-                NicBackend::Tap(fd) => Card::Tap(machine.pass(fd).map_err(passing)?),
-            },
-        )),
-    };
-    let channel = match spec.channel {
-        ChannelDevice::Serial(slots) if (1..=SERIAL_PORTS).contains(&slots.len()) => {
-            let slots = slots.into_iter().map(|fd| machine.pass(fd)).collect::<io::Result<_>>();
-            Channel::Serial(slots.map_err(passing)?)
-        }
-        ChannelDevice::Serial(slots) => {
-            let reason =
-                format!("its channel has {} serial ports instead of 1 to {SERIAL_PORTS}", slots.len());
-            return Err(launch_error(id, reason));
-        }
-        ChannelDevice::Vsock { cid, vhost } => {
-            Channel::Vsock { cid, vhost: machine.pass(vhost).map_err(passing)? }
-        }
-    };
-    let cpu = match (qemu.accelerator, qemu.tsc_khz) {
-        (Accelerator::Kvm, _) => {
-            let device = files::open_kvm().map_err(|e| io_error("open", Path::new("/dev/kvm"), e))?;
-            Cpu::Kvm { device: machine.pass(device).map_err(passing)? }
-        }
-        (_, tsc_khz) => Cpu::Tcg { tsc_khz },
-    };
-    let command_line = CommandLine {
-        name: name.to_owned(),
-        cpu,
-        vcpus: spec.vcpus,
-        memory: spec.memory,
-        ram: machine.pass(ram).map_err(passing)?,
-        kernel: machine.pass(kernel).map_err(passing)?,
-        initramfs: machine.pass(initramfs).map_err(passing)?,
-        incoming,
-        agent_options: spec.agent_options,
-        layers,
-        nic,
-        channel,
-        console: machine.pass(console).map_err(passing)?,
-        monitors: [
-            machine.pass(folder.listen(monitor::SOCKET)?).map_err(passing)?,
-            machine.pass(folder.listen(monitor::RESERVED_SOCKET)?).map_err(passing)?,
-        ],
-    };
-    Ok(Arranged { words: command_line.words(), rules, restore })
-}
-
-/// An image that a machine of this shape can be started from.
-fn usable_image(qemu: &Qemu, id: SnapshotId, shape: &Shape) -> Result<Image, HypervisorError> {
-    let image = Images::of(&qemu.state_dir).open(id)?;
-    match shape.obstacle(image.shape()) {
-        None => Ok(image),
-        Some(reason) => Err(HypervisorError::Incompatible { image: id, reason }),
-    }
-}
-
-/// Opens a file that machines boot from. It holds nothing secret, and a machine's own user must be able to read it.
-fn boot_file(what: &str, path: &Path, uid: Option<MachineUid>) -> Result<File, HypervisorError> {
-    let remedy = "run `agentiso init`, which puts it there".to_owned();
-    let file = match monitor::open_file(path, false) {
-        Ok(file) => file,
-        Err(HypervisorError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            return Err(HypervisorError::Missing { what: format!("{what} ({})", path.display()), remedy });
-        }
-        Err(error) => return Err(error),
-    };
-    let mode = file.metadata().map_err(|e| io_error("inspect", path, e))?.mode();
-    if uid.is_some() && mode & 0o004 == 0 {
-        let source = io::Error::other(
-            "machines run under user ids of their own: it must be readable by all (chmod a+r)",
-        );
-        return Err(io_error("use", path, source));
-    }
-    Ok(file)
 }
 
 /// Starts the process that writes a machine's logs, for as long as it prints.

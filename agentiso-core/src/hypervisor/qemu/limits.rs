@@ -52,6 +52,11 @@ pub struct DiskLimits {
     pub write_bytes: u64,
 }
 
+/// What keeps the kernel from limiting machines here, with the remedy, as far as that can be told without a change.
+pub(crate) fn obstacle() -> Option<String> {
+    cgroup::obstacle().err().map(|error| chain(&error))
+}
+
 /// Limits, and where they are set.
 #[derive(Clone, Debug)]
 pub(super) struct Limiter {

@@ -1,7 +1,7 @@
 //! Disks as ZFS volumes.
 //!
 //! ```text
-//! tank/agentiso                          made by `ZfsStorage::prepare`; mounted nowhere
+//! tank/agentiso                          made by `agentiso init --zfs tank`; mounted nowhere
 //! tank/agentiso/base/<base>              content of a base, and what it was sealed with: @sealed
 //! tank/agentiso/workspaces/<disk>        a disk that was made from a base: a clone of its @sealed
 //! tank/agentiso/forks/<disk>             a disk that was made from a snapshot of another: a clone of that

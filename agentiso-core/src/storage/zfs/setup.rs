@@ -115,7 +115,7 @@ pub(super) fn open(root: &Root, state: &str) -> Result<Pool, StorageError> {
     if !is_ours(found.get(root.as_str()), root.as_str(), state)? {
         return Err(lacking(
             format!("the dataset {}", root.as_str()),
-            format!("make it with ZfsStorage::prepare({:?}, ...)", root.as_str()),
+            format!("`agentiso init --zfs {}`", root.as_str()),
         ));
     }
     complete(&pool, &names, &found, state)?;

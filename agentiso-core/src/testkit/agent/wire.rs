@@ -63,6 +63,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Wire<S> {
             agent: "fake".to_owned(),
             verdict,
             request: hello.request,
+            proof: None,
         };
         let mut bytes = Vec::new();
         encode_plain(&mut bytes, &welcome).map_err(|_| Disconnected)?;

@@ -6,9 +6,8 @@ use std::{
 };
 
 use agentiso_guest::{
-    PROTOCOL_GENERATION,
     frame::{Decoder, encode, encode_plain},
-    hello::{Hello, Nonce, Verdict, WelcomeScanner},
+    hello::{Nonce, Verdict, WelcomeScanner},
     message::{Reply, Request},
 };
 use async_trait::async_trait;
@@ -73,8 +72,7 @@ pub async fn ping(stream: &mut GuestStream) {
 async fn exchange_ping(stream: &mut GuestStream) {
     let nonce = Nonce::from_bytes(*uuid::Uuid::new_v4().as_bytes());
     let mut bytes = Vec::new();
-    encode_plain(&mut bytes, &Hello { hello: nonce, generation: PROTOCOL_GENERATION, request: false })
-        .unwrap();
+    encode_plain(&mut bytes, &stream.introduction().hello(nonce, false)).unwrap();
     encode(&mut bytes, &Request::Ping, &[], nonce).unwrap();
     stream.write_all(&bytes).await.unwrap();
     stream.flush().await.unwrap();
@@ -89,6 +87,7 @@ async fn exchange_ping(stream: &mut GuestStream) {
         }
     };
     assert_eq!(welcome.verdict, Verdict::Accepted);
+    assert!(stream.introduction().is_from_the_machine(&welcome));
     let mut decoder = Decoder::new(nonce);
     decoder.feed(&rest);
     loop {

@@ -80,6 +80,42 @@ async fn create_killed_at_any_call_leaves_nothing() {
     }
 }
 
+/// What the channel, the network and the storage keep for machines.
+async fn held(scene: &Scene) -> (usize, usize, usize) {
+    let backends = scene.backends();
+    (
+        backends.channel.leftovers().await.unwrap().len(),
+        backends.network.leftovers().await.unwrap().len(),
+        backends.storage.inventory().await.unwrap().disks.len(),
+    )
+}
+
+#[tokio::test]
+async fn machine_that_cannot_be_ended_keeps_its_channel_its_card_and_its_disk() {
+    let scene = Scene::new().await;
+    // A machine that no record knows, for its maker was killed before it wrote it down.
+    scene.fakes.faults().arm("hypervisor.launch", 1, Fault::HangAfter);
+    let victim = Victim::stuck_in(&scene, async |host| drop(try_create(&host, "a").await)).await;
+    called(&scene, "hypervisor.launch", 1).await;
+    let before = held(&scene).await;
+    assert_eq!(before, (1, 1, 1));
+    victim.kill();
+    // Nobody tries to end the machine before the locks of its maker are free.
+    eventually("an opener has tried to end the machine", async || {
+        scene.fakes.faults().disarm();
+        scene.fakes.faults().arm("hypervisor.kill_process", 1, Fault::Fail);
+        scene.open().await;
+        scene.fakes.faults().count("hypervisor.kill_process") > 0
+    })
+    .await;
+
+    assert_eq!(held(&scene).await, before, "they are another's only when the machine is gone");
+
+    scene.fakes.faults().disarm();
+    open_after_kill(&scene, 0).await;
+    assert_eq!(scene.leftovers().await, Vec::<String>::new());
+}
+
 #[tokio::test]
 async fn destroy_killed_at_any_call_is_finished_by_the_next_opener() {
     for method in ["hypervisor.kill", "network.detach", "channel.release", "storage.destroy_disk"] {

@@ -14,6 +14,7 @@ use agentiso_guest::{
     PROTOCOL_GENERATION,
     frame::{self, Decoder, Frame, Message},
     hello::{Hello, Nonce, Verdict, Welcome},
+    key::{MachineKey, Proof},
     message::{Input, Reply, Request},
 };
 use async_trait::async_trait;
@@ -38,12 +39,13 @@ pub(super) struct ScriptedChannel {
     /// Connections that can be made in all; the next one is told that all lanes are busy.
     lanes: usize,
     made: AtomicUsize,
+    key: Option<MachineKey>,
 }
 
 #[async_trait]
 impl GuestChannel for ScriptedChannel {
     fn capabilities(&self) -> ChannelCapabilities {
-        ChannelCapabilities { name: "scripted".to_owned(), concurrent: self.lanes }
+        ChannelCapabilities { name: "scripted".to_owned(), concurrent: self.lanes, open: Vec::new() }
     }
 
     async fn prepare(&self, _: ChannelSpec) -> Result<PreparedChannel, ChannelError> {
@@ -66,7 +68,10 @@ impl GuestChannel for ScriptedChannel {
         }
         let (host, guest) = duplex(PIPE_BYTES);
         tokio::spawn((self.script)(number, Agent::new(Box::new(guest))));
-        Ok(Box::new(host))
+        Ok(match &self.key {
+            Some(key) => GuestStream::with_key(host, key.clone()),
+            None => GuestStream::private(host),
+        })
     }
 
     async fn release(&self, _: &ChannelRecord) -> Result<(), ChannelError> {
@@ -89,8 +94,25 @@ where
     F: Fn(usize, Agent) -> T + Send + Sync + 'static,
     T: Future<Output = ()> + Send + 'static,
 {
+    client_of(lanes, None, script)
+}
+
+/// The same over connections that anybody could make, to a machine with this key.
+pub(super) fn client_with_key<F, T>(key: MachineKey, script: F) -> GuestClient
+where
+    F: Fn(usize, Agent) -> T + Send + Sync + 'static,
+    T: Future<Output = ()> + Send + 'static,
+{
+    client_of(usize::MAX, Some(key), script)
+}
+
+fn client_of<F, T>(lanes: usize, key: Option<MachineKey>, script: F) -> GuestClient
+where
+    F: Fn(usize, Agent) -> T + Send + Sync + 'static,
+    T: Future<Output = ()> + Send + 'static,
+{
     let script: Script = Arc::new(move |number, agent| Box::pin(script(number, agent)));
-    let channel = ScriptedChannel { script, lanes, made: AtomicUsize::new(0) };
+    let channel = ScriptedChannel { script, lanes, made: AtomicUsize::new(0), key };
     let record = ChannelRecord { id: WorkspaceId::random(), details: serde_json::Value::Null };
     GuestClient::new(Arc::new(channel), record)
 }
@@ -120,11 +142,13 @@ pub(super) struct Agent {
     nonce: Option<Nonce>,
     /// Whether the last hello said that its request follows.
     announced: bool,
+    /// What the last hello proved.
+    proof: Option<Proof>,
 }
 
 impl Agent {
     pub(super) fn new(stream: Box<dyn GuestIo>) -> Self {
-        Self { stream, unread: Vec::new(), nonce: None, announced: false }
+        Self { stream, unread: Vec::new(), nonce: None, announced: false, proof: None }
     }
 
     /// The next message of the host as JSON text; `None` when the host has closed the connection.
@@ -155,12 +179,26 @@ impl Agent {
         let hello: Hello = serde_json::from_slice(&json).expect("a hello");
         self.nonce = Some(hello.hello);
         self.announced = hello.request;
+        self.proof = hello.proof;
         hello.hello
     }
 
     /// Whether the last hello said that its request follows.
     pub(super) fn is_announced(&self) -> bool {
         self.announced
+    }
+
+    /// What the last hello proved.
+    pub(super) fn proof(&self) -> Option<Proof> {
+        self.proof
+    }
+
+    /// A welcome that proves this.
+    pub(super) async fn welcome_proving(&mut self, nonce: Nonce, verdict: Verdict, proof: Option<Proof>) {
+        let mut bytes = Vec::new();
+        let welcome = Welcome { proof, ..welcome_of(nonce, verdict, PROTOCOL_GENERATION, self.announced) };
+        frame::encode_plain(&mut bytes, &welcome).unwrap();
+        self.raw(&bytes).await;
     }
 
     /// Takes a hello and welcomes it.
@@ -256,9 +294,12 @@ pub(super) fn encoded_welcome(nonce: Nonce, verdict: Verdict, generation: u32) -
 
 fn encoded_welcome_of(nonce: Nonce, verdict: Verdict, generation: u32, request: bool) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let welcome = Welcome { welcome: nonce, generation, agent: "fake \x1b[31m".to_owned(), verdict, request };
-    frame::encode_plain(&mut bytes, &welcome).unwrap();
+    frame::encode_plain(&mut bytes, &welcome_of(nonce, verdict, generation, request)).unwrap();
     bytes
+}
+
+fn welcome_of(nonce: Nonce, verdict: Verdict, generation: u32, request: bool) -> Welcome {
+    Welcome { welcome: nonce, generation, agent: "fake \x1b[31m".to_owned(), verdict, request, proof: None }
 }
 
 /// Serves every slot of a real serial channel with the script, for as long as the guard lives.

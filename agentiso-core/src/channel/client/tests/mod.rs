@@ -5,6 +5,7 @@ mod exec;
 mod fake;
 mod files;
 mod hello;
+mod key;
 mod replies;
 mod serial;
 mod walk;

@@ -1,13 +1,24 @@
 //! Where things are, and what may be used.
 
+mod choices;
+mod file;
+
 use std::{
+    collections::BTreeSet,
     env,
+    net::Ipv4Addr,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
 };
 
+pub use self::choices::{Backend, BackendKind, Choices, Contradiction, Requirement};
+pub use self::file::ConfigError;
+pub(crate) use self::file::OF_THE_HOST as FILE_OF_THE_HOST;
+use crate::channel::vsock::CIDS;
 use crate::error::EngineError;
-use crate::hypervisor::Accelerator;
+use crate::hypervisor::{Accelerator, qemu::MachineLimits};
+use crate::storage::zfs::DEFAULT_RESERVE_BYTES;
 
 /// How a [`Host`](crate::Host) is opened.
 #[derive(Clone, Debug)]
@@ -16,7 +27,7 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// The QEMU to use; `qemu-system-x86_64` in PATH if none.
     pub qemu: Option<PathBuf>,
-    /// What must run the guests; the best this host offers if none.
+    /// What must run the guests; what [`Config::choices`] say, or the best this host offers, if none.
     pub accelerator: Option<Accelerator>,
     /// How long a machine may take from its start until its agent answers. The emulator is slow on a busy host.
     pub boot_timeout: Duration,
@@ -27,6 +38,44 @@ pub struct Config {
     pub templates: bool,
     /// How long user processes have to end themselves when a machine is stopped.
     pub stop_grace: Duration,
+    /// Which backends must be used, and which must not.
+    pub choices: Choices,
+    /// What must hold, or no machine is started.
+    pub require: BTreeSet<Requirement>,
+    /// Disks on ZFS.
+    pub zfs: ZfsSettings,
+    /// The network of root.
+    pub netlink: NetlinkSettings,
+    /// Context ids that machines get which are reached over vsock.
+    pub vsock_cids: RangeInclusive<u32>,
+    /// What machines may use of the host, where its kernel can limit them.
+    pub limits: MachineLimits,
+}
+
+/// Disks on ZFS, as configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ZfsSettings {
+    /// The dataset; with one, disks are kept there.
+    pub dataset: Option<String>,
+    /// Space that must be left in the pool beside a new disk's full size, in bytes.
+    pub reserve_bytes: u64,
+}
+
+impl Default for ZfsSettings {
+    fn default() -> Self {
+        Self { dataset: None, reserve_bytes: DEFAULT_RESERVE_BYTES }
+    }
+}
+
+/// The network of root, as configured.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NetlinkSettings {
+    /// Addresses of the machines, as in `10.99.0.0/16`, which is what they are if there is none.
+    pub range: Option<String>,
+    /// Whether forwards are reached at any address of the host, and not at its loopback alone.
+    pub forwards_from_anywhere: bool,
+    /// The name server of machines with internet access; the host's own if none.
+    pub resolver: Option<Ipv4Addr>,
 }
 
 impl Config {
@@ -40,15 +89,67 @@ impl Config {
             lock_timeout: Duration::from_secs(60),
             templates: true,
             stop_grace: Duration::from_secs(5),
+            choices: Choices::default(),
+            require: BTreeSet::new(),
+            zfs: ZfsSettings::default(),
+            netlink: NetlinkSettings::default(),
+            vsock_cids: CIDS,
+            limits: MachineLimits::default(),
         }
     }
 
-    /// The defaults, with the state folder that the environment names: AGENTISO_HOME, else /var/lib/agentiso for root,
-    /// else `agentiso` in XDG_DATA_HOME or ~/.local/share. AGENTISO_QEMU names a QEMU; AGENTISO_TEMPLATES=off does without
-    /// templates.
+    /// Uses a backend, or does not open the state folder. In place of another one of its kind that was forced before.
+    #[must_use]
+    pub fn force(mut self, backend: Backend) -> Self {
+        self.choices.forced.retain(|forced| forced.kind() != backend.kind());
+        self.choices.forced.insert(backend);
+        self
+    }
+
+    /// Does without a backend.
+    #[must_use]
+    pub fn forbid(mut self, backend: Backend) -> Self {
+        self.choices.forbidden.insert(backend);
+        self
+    }
+
+    /// Starts no machine where this does not hold.
+    #[must_use]
+    pub fn require(mut self, requirement: Requirement) -> Self {
+        self.require.insert(requirement);
+        self
+    }
+
+    /// Keeps disks in this dataset of a ZFS pool, which `agentiso init --zfs` or
+    /// [`ZfsStorage::prepare`](crate::storage::zfs::ZfsStorage::prepare) has made.
+    #[must_use]
+    pub fn zfs(mut self, dataset: impl Into<String>) -> Self {
+        self.zfs.dataset = Some(dataset.into());
+        self
+    }
+
+    /// Takes what a configuration file says, in place of what was said before. `path` is for errors.
     ///
     /// # Errors
-    /// [`EngineError::NoStateDir`] if nothing names a folder.
+    /// A key, a type or a value is wrong, with its line; choices contradict each other. Nothing was taken then.
+    pub fn with_file(self, path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let mut config = self;
+        file::apply(&mut config, path, text).map(|()| config)
+    }
+
+    /// Where `agentiso.toml` of this state folder is, or would be.
+    pub fn file(&self) -> PathBuf {
+        self.state_dir.join(file::IN_STATE_DIR)
+    }
+
+    /// The configuration of this host: the defaults, changed by the configuration file, changed by the environment.
+    ///
+    /// The environment names the state folder: AGENTISO_HOME, else /var/lib/agentiso for root, else `agentiso` in
+    /// XDG_DATA_HOME or ~/.local/share. The file is `agentiso.toml` in there, else /etc/agentiso.toml; they are not
+    /// joined. AGENTISO_QEMU names a QEMU; AGENTISO_TEMPLATES=off does without templates.
+    ///
+    /// # Errors
+    /// [`EngineError::NoStateDir`] if nothing names a folder; [`EngineError::Config`] if the file is not valid.
     pub fn from_env() -> Result<Self, EngineError> {
         let variable = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let state_dir = if let Some(home) = variable("AGENTISO_HOME") {
@@ -64,8 +165,15 @@ impl Config {
         };
         let state_dir = std::path::absolute(&state_dir)
             .map_err(|source| EngineError::StateDir { path: show(&state_dir), source })?;
-        let templates = env::var_os("AGENTISO_TEMPLATES").is_none_or(|value| value != "off");
-        Ok(Self { qemu: variable("AGENTISO_QEMU"), templates, ..Self::at(state_dir) })
+        let mut config = Self::at(state_dir);
+        if let Some((path, text)) = file::find(&config.state_dir)? {
+            config = config.with_file(&path, &text)?;
+        }
+        config.qemu = variable("AGENTISO_QEMU").or(config.qemu);
+        if let Some(templates) = env::var_os("AGENTISO_TEMPLATES").filter(|value| !value.is_empty()) {
+            config.templates = templates != "off";
+        }
+        Ok(config)
     }
 
     pub(crate) fn layout(&self) -> Layout {

@@ -1,0 +1,9 @@
+//! Everything native at once, as the configuration chooses it: KVM, vhost-vsock, ZFS, bridge and nftables, cgroup v2. The whole
+//! engine on real machines. `cargo xtask lab` has a host with all of it; elsewhere the tests say that they were skipped.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+mod crash;
+mod fixture;
+mod life;
+mod network;
+mod refusals;
