@@ -21,7 +21,7 @@ use crate::{
 const ORDER: &str = "AGENTISO_TEST_ORDER";
 
 /// The calls by which anything changes: messages to the kernel, devices, settings, files and their names.
-const STEPS: [&str; 6] = ["sendto", "sendmsg", "ioctl", "write", "rename", "unlink"];
+const STEPS: [&str; 5] = ["sendto", "ioctl", "write", "rename", "unlink"];
 
 /// More steps of one kind than there are.
 const MANY: u32 = 200;
