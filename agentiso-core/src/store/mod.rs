@@ -4,6 +4,8 @@
 //! take back the last commits, never break the file; it ends every machine too, and what the records then say too
 //! little or too much about is put right when the state folder is opened next.
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod leases;
 mod promotion;
 mod record;
