@@ -8,6 +8,7 @@ use std::{
 };
 
 use crate::build::{self, Built};
+use crate::fuzz;
 use crate::homes::Seed;
 use crate::lab;
 use crate::leftovers;
@@ -55,6 +56,7 @@ pub(crate) fn test(extent: Extent) -> Done {
     stages.run("musl", musl);
     let prepared = machines(&mut stages, &work, &run_folder);
     if extent == Extent::All {
+        stages.run("fuzz", fuzz::stage);
         match &prepared {
             Some((built, seed)) => {
                 stages.run("lab", || lab::stage(built, seed));
