@@ -5,7 +5,10 @@
 #![no_main]
 #![allow(dead_code, reason = "the agent has more use for these files than this target")]
 
+use std::path::Path;
+
 use agentiso_fuzz::Playground;
+use agentiso_guest::message::Compression;
 use libfuzzer_sys::fuzz_target;
 
 #[path = "../../agentiso-guest/src/failure.rs"]
@@ -17,29 +20,23 @@ mod serve {
     pub(crate) enum Lost {}
 }
 
-mod archive {
-    #[path = "../../../agentiso-guest/src/archive/compression.rs"]
-    mod compression;
-    #[path = "../../../agentiso-guest/src/archive/tar_stream.rs"]
-    mod tar_stream;
-    #[path = "../../../agentiso-guest/src/archive/unpack.rs"]
-    mod unpack;
+#[path = "../../agentiso-guest/src/archive/compression.rs"]
+mod compression;
+#[path = "../../agentiso-guest/src/archive/tar_stream.rs"]
+mod tar_stream;
+#[path = "../../agentiso-guest/src/archive/unpack.rs"]
+mod unpack;
 
-    use std::path::Path;
+/// What a guest's disk holds ends every stream; here it is this many bytes.
+const MAX_BYTES: u64 = 1024 * 1024;
 
-    use agentiso_guest::message::Compression;
-
-    /// What a guest's disk holds ends every stream; here it is this many bytes.
-    const MAX_BYTES: u64 = 1024 * 1024;
-
-    pub(crate) fn write(stream: &[u8], folder: &Path, packed: Compression, preserve: bool) {
-        let mut input = stream;
-        let _ = compression::decompress(&mut input, packed).and_then(|plain| {
-            let mut plain = agentiso_fuzz::at_most(MAX_BYTES, plain);
-            unpack::unpack(&mut plain, folder, preserve)?;
-            compression::drain(&mut plain)
-        });
-    }
+fn write(stream: &[u8], folder: &Path, packed: Compression, preserve: bool) {
+    let mut input = stream;
+    let _ = compression::decompress(&mut input, packed).and_then(|plain| {
+        let mut plain = agentiso_fuzz::at_most(MAX_BYTES, plain);
+        unpack::unpack(&mut plain, folder, preserve)?;
+        compression::drain(&mut plain)
+    });
 }
 
 /// The headers' checksums are made right.
@@ -50,7 +47,6 @@ const PRESERVE: u8 = 2;
 const DETECT: u8 = 4;
 
 fuzz_target!(|data: &[u8]| {
-    use agentiso_guest::message::Compression;
     let [flags, stream @ ..] = data else { return };
     let stream = if flags & MEND != 0 { agentiso_fuzz::with_checksums(stream) } else { stream.to_vec() };
     let packed = match flags >> 3 & 3 {
@@ -60,6 +56,6 @@ fuzz_target!(|data: &[u8]| {
         _ => Compression::None,
     };
     let playground = Playground::new();
-    archive::write(&stream, &playground.inside(), packed, flags & PRESERVE != 0);
+    write(&stream, &playground.inside(), packed, flags & PRESERVE != 0);
     playground.check();
 });

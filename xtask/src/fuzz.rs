@@ -109,7 +109,10 @@ pub(crate) fn fuzz(words: &[&str]) -> Done {
             site.coverage(target)?;
         }
     }
-    println!("\n{:<10} {:>8} {:>8} {:>7} {:>7} {:>10} {:>8}", "target", "wall s", "CPU s", "cov", "ft", "runs", "corpus");
+    println!(
+        "\n{:<10} {:>8} {:>8} {:>7} {:>7} {:>10} {:>8}",
+        "target", "wall s", "CPU s", "cov", "ft", "runs", "corpus"
+    );
     for result in &results {
         println!("{result}");
     }
@@ -146,6 +149,8 @@ struct Site {
     fuzz: PathBuf,
     /// What runs find.
     found: PathBuf,
+    /// Where cargo-fuzz builds the targets.
+    programs: PathBuf,
 }
 
 /// How a target's run went.
@@ -182,7 +187,10 @@ impl Site {
             run::run(run::cargo().args(["install", "cargo-fuzz", "--locked"]))?;
         }
         let fuzz = run::repository()?.join("fuzz");
-        Ok(Self { fuzz, found: run::target_folder()?.join("fuzz-found") })
+        let host = run::output(Command::new("rustc").args(["--print", "host-tuple"]))?;
+        let built = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| fuzz.join("target"), PathBuf::from);
+        let programs = built.join(host.trim()).join("release");
+        Ok(Self { fuzz, found: run::target_folder()?.join("fuzz-found"), programs })
     }
 
     /// The names of all targets, or those of the given that there are.
@@ -208,6 +216,17 @@ impl Site {
         run::run(&mut self.cargo_fuzz("build"))
     }
 
+    /// A target as `cargo fuzz run` starts it, but without another look at whether it is built.
+    fn program(&self, target: &str) -> Done<Command> {
+        let artifacts = self.fuzz.join("artifacts").join(target);
+        fs::create_dir_all(&artifacts).map_err(run::at("create", &artifacts))?;
+        let mut command = Command::new(self.programs.join(target));
+        command
+            .env("ASAN_OPTIONS", "detect_odr_violation=0")
+            .arg(format!("-artifact_prefix={}/", artifacts.display()));
+        Ok(command)
+    }
+
     fn committed(&self, target: &str) -> PathBuf {
         self.fuzz.join("corpus").join(target)
     }
@@ -230,8 +249,8 @@ impl Site {
                 Some(cpu) => cpu.saturating_sub(used).max(1),
                 None => plan.seconds.unwrap_or(DEFAULT_SECONDS),
             };
-            let mut command = self.cargo_fuzz("run");
-            command.arg(target).arg(&folder).arg(self.committed(target)).arg("--");
+            let mut command = self.program(target)?;
+            command.arg(&folder).arg(self.committed(target));
             command.args([
                 format!("-max_total_time={seconds}"),
                 format!("-max_len={MAX_INPUT_BYTES}"),
@@ -273,8 +292,8 @@ impl Site {
         let merged = self.found.join(format!("{target}.merged"));
         let _ = fs::remove_dir_all(&merged);
         fs::create_dir_all(&merged).map_err(run::at("create", &merged))?;
-        let mut command = self.cargo_fuzz("run");
-        command.arg(target).args([&merged, &committed, &self.found(target)?]).args(["--", "-merge=1"]);
+        let mut command = self.program(target)?;
+        command.args([&merged, &committed, &self.found(target)?]).arg("-merge=1");
         command.arg(format!("-max_len={MAX_INPUT_BYTES}"));
         let log = self.found.join(format!("{target}.merge.log"));
         run::run_logged(&mut command, &log, |_| false)?;
@@ -313,11 +332,12 @@ impl Site {
         let tool = Path::new(sysroot.trim()).join("lib/rustlib").join(host).join("bin/llvm-cov");
         let profile = self.fuzz.join("coverage").join(target).join("coverage.profdata");
         let built = run::target_folder()?;
-        let program = [built.join(host).join("coverage"), self.fuzz.join("target").join(host).join("coverage")]
-            .into_iter()
-            .map(|folder| folder.join(host).join("release").join(target))
-            .find(|path| path.is_file())
-            .ok_or_else(|| Failure::new(format!("cargo fuzz coverage has built no {target}")))?;
+        let program =
+            [built.join(host).join("coverage"), self.fuzz.join("target").join(host).join("coverage")]
+                .into_iter()
+                .map(|folder| folder.join(host).join("release").join(target))
+                .find(|path| path.is_file())
+                .ok_or_else(|| Failure::new(format!("cargo fuzz coverage has built no {target}")))?;
         let mut report = Command::new(tool);
         report.arg("report").arg("--show-functions=false").arg("--instr-profile").arg(profile).arg(program);
         let text = run::output(&mut report)?;
@@ -343,7 +363,8 @@ fn covered_lines(line: &str) -> Option<(&str, &str)> {
 /// The names in the `[[bin]]` sections of the manifest.
 fn target_names(manifest: &str) -> Vec<String> {
     let sections = manifest.split("[[bin]]").skip(1);
-    let names = sections.filter_map(|section| section.lines().find_map(|line| line.strip_prefix("name = \"")));
+    let names =
+        sections.filter_map(|section| section.lines().find_map(|line| line.strip_prefix("name = \"")));
     names.map(|name| name.trim_end_matches('"').to_owned()).collect()
 }
 
@@ -401,7 +422,9 @@ mod tests {
             ..Plan::default()
         };
         assert_eq!(plan, expected);
-        for wrong in [&["--seconds"][..], &["--seconds", "0"], &["--what"], &["--seconds", "1", "--cpu-seconds", "1"]] {
+        for wrong in
+            [&["--seconds"][..], &["--seconds", "0"], &["--what"], &["--seconds", "1", "--cpu-seconds", "1"]]
+        {
             assert!(Plan::parse(wrong).is_err(), "{wrong:?}");
         }
     }

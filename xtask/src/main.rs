@@ -4,6 +4,8 @@
 
 mod bench;
 mod build;
+#[cfg(test)]
+mod checks;
 mod demo;
 mod fuzz;
 mod homes;

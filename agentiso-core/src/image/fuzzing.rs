@@ -33,13 +33,8 @@ pub fn import_beginning(bytes: &[u8]) {
 /// More was unpacked than allowed, or a kernel was accepted that is none when it is looked at again.
 pub fn kernel(bytes: &[u8]) {
     use kernels::PackedAs;
-    let formats = [
-        PackedAs::detect(bytes),
-        PackedAs::Gzip,
-        PackedAs::Xz,
-        PackedAs::Zstd,
-        PackedAs::Lz4Legacy,
-    ];
+    let formats =
+        [PackedAs::detect(bytes), PackedAs::Gzip, PackedAs::Xz, PackedAs::Zstd, PackedAs::Lz4Legacy];
     for format in formats {
         if let Ok(unpacked) = format.unpack(bytes, MAX_UNPACKED_BYTES) {
             assert!(unpacked.len() <= MAX_UNPACKED_BYTES, "{format}: more than the limit");

@@ -25,15 +25,13 @@ pub fn workspace_record(bytes: &[u8]) {
     }
     let text = String::from_utf8_lossy(bytes);
     let mut words = text.split('\n');
-    let row: Vec<Value> = std::iter::from_fn(|| Some(value(words.next().unwrap_or_default()))).take(16).collect();
+    let row: Vec<Value> =
+        std::iter::from_fn(|| Some(value(words.next().unwrap_or_default()))).take(16).collect();
     let marks = vec!["?"; row.len()].join(",");
-    let inserted = connection.execute(&format!("INSERT INTO workspaces VALUES ({marks})"), params_from_iter(row));
+    let inserted =
+        connection.execute(&format!("INSERT INTO workspaces VALUES ({marks})"), params_from_iter(row));
     let expected = usize::from(inserted.is_ok());
-    let store = Store {
-        connection: connection.into(),
-        file: "memory".to_owned(),
-        state_id: String::new(),
-    };
+    let store = Store { connection: connection.into(), file: "memory".to_owned(), state_id: String::new() };
     if let Ok(all) = store.all() {
         assert_eq!(all.len(), expected, "rows are missing");
     }

@@ -3,6 +3,8 @@
 
 mod connection;
 mod greeting;
+#[cfg(feature = "hostile")]
+mod hostile;
 mod session;
 mod sessions;
 pub(crate) mod slots;

@@ -52,6 +52,10 @@ pub(super) fn run(agent: &Arc<Agent>, connection: &mut Connection, hello: &Hello
 }
 
 fn answer(agent: &Arc<Agent>, connection: &mut Connection, hello: &Hello) -> Result<(), Lost> {
+    #[cfg(feature = "hostile")]
+    if let Some(lost) = super::hostile::take_over(connection, hello) {
+        return Err(lost);
+    }
     let served = Served::count(&agent.served);
     let verdict = if hello.generation != PROTOCOL_GENERATION {
         Verdict::WrongGeneration
@@ -139,6 +143,10 @@ fn perform(agent: &Arc<Agent>, connection: &mut Connection, request: Request) ->
     match request {
         Request::Ping => {}
         Request::Exec { command, stdin, tty, timeout_ms } => {
+            #[cfg(feature = "hostile")]
+            if let Some(reply) = super::hostile::command(&command) {
+                return Ok(reply);
+            }
             return exec::run(agent, connection, &command, stdin, tty, timeout_ms);
         }
         Request::JobStart { command } => return jobs::start(agent, connection, &command),
