@@ -1,4 +1,4 @@
-//! What people and CI run in this repository: `cargo xtask setup|build|demo|test|fuzz|lab|bench`.
+//! What people and CI run in this repository: `cargo xtask setup|build|demo|test|fuzz|soak|lab|bench`.
 //!
 //! Without dependencies, because it is built before anything else is.
 
@@ -15,6 +15,7 @@ mod packages;
 mod readme;
 mod run;
 mod setup;
+mod soak;
 mod stages;
 mod test;
 
@@ -33,6 +34,7 @@ Usage: cargo xtask COMMAND
   bench   setup, build, and the measurements (docs/performance.md); words that follow pick
           some of them
   fuzz    every target of fuzz/ for a while (--seconds N); --help tells more
+  soak    random operations of several processes, some killed, for --minutes N; --help tells more
   lab     a Debian host under QEMU's emulator in which ZFS, KVM, vhost-vsock, nftables and cgroup v2
           work, and the tests that need them (docs/lab.md); --help tells more
   ci      what continuous integration runs: the same as test, --all too
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         ["test" | "ci", "--all"] => test::test(Extent::All),
         ["bench", ref words @ ..] => bench::bench(words),
         ["fuzz", ref words @ ..] => fuzz::fuzz(words),
+        ["soak", ref words @ ..] => soak::soak(words),
         ["lab", ref words @ ..] => match lab::lab(words) {
             // The run's own last line says why.
             Ok(false) => return ExitCode::FAILURE,

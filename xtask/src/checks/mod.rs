@@ -2,6 +2,7 @@
 
 mod dependencies;
 mod report;
+mod surface;
 mod unsafe_blocks;
 
 use std::path::{Path, PathBuf};

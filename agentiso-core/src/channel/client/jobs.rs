@@ -33,9 +33,9 @@ impl GuestClient {
     /// # Errors
     /// See [`GuestError`]; a program that does not exist is [`GuestError::Refused`].
     pub async fn job_start(&self, command: Command) -> Result<Job, GuestError> {
-        let request = Request::JobStart { command };
+        let request = Guarded(Request::JobStart { command });
         let (call, reply) = self
-            .ask("start a background job", &request, CHUNK_DEADLINE, |reply| {
+            .ask("start a background job", &request.0, CHUNK_DEADLINE, |reply| {
                 matches!(reply, Reply::Job { .. })
             })
             .await?;
