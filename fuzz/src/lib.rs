@@ -18,8 +18,9 @@ pub fn with_checksums(stream: &[u8]) -> Vec<u8> {
         header.as_mut_bytes().copy_from_slice(block);
         header.set_cksum();
         block.copy_from_slice(header.as_bytes());
-        let size = header.entry_size().unwrap_or(0).next_multiple_of(BLOCK as u64);
-        match usize::try_from(size).ok().and_then(|size| (at + BLOCK).checked_add(size)) {
+        let size = header.entry_size().unwrap_or(0).checked_next_multiple_of(BLOCK as u64);
+        let size = size.and_then(|size| usize::try_from(size).ok());
+        match size.and_then(|size| (at + BLOCK).checked_add(size)) {
             Some(next) => at = next,
             None => break,
         }

@@ -7,7 +7,7 @@ use agentiso_guest::{
 
 use super::{
     CHUNK_DEADLINE, EXEC_GRACE, GuestClient, GuestError, SHORT_REPLY, clean_text, error::Call, millis,
-    session::kind,
+    secret::Guarded, session::kind,
 };
 
 /// Jobs that an agent can have.
