@@ -55,6 +55,9 @@ mod config;
 pub mod doctor;
 mod error;
 mod file_lock;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod hypervisor;
 pub mod image;
 pub mod leases;

@@ -34,3 +34,43 @@ fn schema_is_the_frozen_one() {
          understand it, describe it in docs/wire.md, and run this test with {UPDATE}=1 to freeze the new schema"
     );
 }
+
+/// Names of all properties in a schema.
+fn properties(value: &serde_json::Value, names: &mut std::collections::BTreeSet<String>) {
+    match value {
+        serde_json::Value::Object(object) => {
+            if let Some(serde_json::Value::Object(own)) = object.get("properties") {
+                names.extend(own.keys().cloned());
+            }
+            object.values().for_each(|value| properties(value, names));
+        }
+        serde_json::Value::Array(values) => values.iter().for_each(|value| properties(value, names)),
+        _ => {}
+    }
+}
+
+/// Who says something is known by the channel it comes through, and never taken from what is said.
+#[test]
+fn no_message_says_who_sends_it() {
+    let schema: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(FILE).unwrap()).unwrap();
+    let mut names = std::collections::BTreeSet::new();
+    properties(&schema, &mut names);
+    assert!(names.len() > 40, "only {} properties: the schema is read wrongly", names.len());
+    for name in names {
+        for word in [
+            "sender",
+            "from",
+            "source",
+            "origin",
+            "peer",
+            "cid",
+            "owner",
+            "session",
+            "workspace",
+            "token",
+            "url",
+        ] {
+            assert!(!name.split('_').any(|part| part == word), "a message has a field {name}");
+        }
+    }
+}

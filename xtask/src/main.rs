@@ -1,10 +1,13 @@
-//! What people and CI run in this repository: `cargo xtask setup|build|demo|test|lab|bench`.
+//! What people and CI run in this repository: `cargo xtask setup|build|demo|test|fuzz|soak|lab|bench`.
 //!
 //! Without dependencies, because it is built before anything else is.
 
 mod bench;
 mod build;
+#[cfg(test)]
+mod checks;
 mod demo;
+mod fuzz;
 mod homes;
 mod lab;
 mod leftovers;
@@ -12,6 +15,7 @@ mod packages;
 mod readme;
 mod run;
 mod setup;
+mod soak;
 mod stages;
 mod test;
 
@@ -29,6 +33,8 @@ Usage: cargo xtask COMMAND
   test    setup, then every check and test, with the time of each stage; --all adds the lab's
   bench   setup, build, and the measurements (docs/performance.md); words that follow pick
           some of them
+  fuzz    every target of fuzz/ for a while (--seconds N); --help tells more
+  soak    random operations of several processes, some killed, for --minutes N; --help tells more
   lab     a Debian host under QEMU's emulator in which ZFS, KVM, vhost-vsock, nftables and cgroup v2
           work, and the tests that need them (docs/lab.md); --help tells more
   ci      what continuous integration runs: the same as test, --all too
@@ -44,6 +50,8 @@ fn main() -> ExitCode {
         ["test" | "ci"] => test::test(Extent::Usual),
         ["test" | "ci", "--all"] => test::test(Extent::All),
         ["bench", ref words @ ..] => bench::bench(words),
+        ["fuzz", ref words @ ..] => fuzz::fuzz(words),
+        ["soak", ref words @ ..] => soak::soak(words),
         ["lab", ref words @ ..] => match lab::lab(words) {
             // The run's own last line says why.
             Ok(false) => return ExitCode::FAILURE,

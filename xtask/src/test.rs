@@ -8,6 +8,7 @@ use std::{
 };
 
 use crate::build::{self, Built};
+use crate::fuzz;
 use crate::homes::Seed;
 use crate::lab;
 use crate::leftovers;
@@ -53,8 +54,10 @@ pub(crate) fn test(extent: Extent) -> Done {
         .run("unit", || tests(&work, "unit", Tests::WithoutMachines, |command| run_folder.show_to(command)));
     stages.run("doctests", || doctests(&work, &run_folder));
     stages.run("musl", musl);
+    stages.run("deny", deny);
     let prepared = machines(&mut stages, &work, &run_folder);
     if extent == Extent::All {
+        stages.run("fuzz", fuzz::stage);
         match &prepared {
             Some((built, seed)) => {
                 stages.run("lab", || lab::stage(built, seed));
@@ -236,6 +239,14 @@ fn musl() -> Outcome {
     }
     let arguments = ["check", "--target", MUSL_TARGET, "-p", "agentiso-guest", "--features", "agent"];
     run::run(run::cargo().args(arguments)).into()
+}
+
+/// Licences, bans and sources of what is built in; `docs/dependencies.md` is compared by a test.
+fn deny() -> Outcome {
+    if !run::succeeds(run::cargo().args(["deny", "--version"])) {
+        return Outcome::Skipped("cargo-deny is not installed".to_owned());
+    }
+    run::run(run::cargo().args(["deny", "check", "licenses", "bans", "sources"])).into()
 }
 
 /// Two runs in one target folder would share the seed, and each take the other's processes for its own leftovers.

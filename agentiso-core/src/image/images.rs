@@ -459,3 +459,7 @@ fn tar_root(input: ImportInput) -> Result<Root, ImageError> {
 #[cfg(test)]
 #[path = "images_tests.rs"]
 mod tests;
+
+#[cfg(feature = "fuzzing")]
+#[path = "images_fuzzing.rs"]
+pub(super) mod fuzzing;

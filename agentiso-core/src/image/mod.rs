@@ -12,6 +12,8 @@ mod debian;
 mod disk;
 mod error;
 mod files;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod images;
 mod initramfs;
 pub mod kernel;

@@ -10,7 +10,7 @@
 mod confine;
 mod console;
 mod guard;
-mod net;
+pub(crate) mod net;
 mod seccomp;
 mod sys;
 

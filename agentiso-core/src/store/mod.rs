@@ -4,6 +4,10 @@
 //! take back the last commits, never break the file; it ends every machine too, and what the records then say too
 //! little or too much about is put right when the state folder is opened next.
 
+#[cfg(test)]
+pub(crate) mod crash;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod leases;
 mod promotion;
 mod record;
@@ -60,6 +64,7 @@ impl Store {
             schema::migrate(&mut connection, &file)?;
             lock.remove();
         }
+        check(&connection, &file)?;
         Self::ready(connection, file)
     }
 
@@ -98,7 +103,11 @@ impl Store {
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(|source| StoreError::sql(operation, &self.file, source))?;
         let result = work(&transaction)?;
+        #[cfg(test)]
+        crash::pass(&self.file, operation, crash::Moment::Before)?;
         transaction.commit().map_err(|source| StoreError::sql(operation, &self.file, source))?;
+        #[cfg(test)]
+        crash::pass(&self.file, operation, crash::Moment::After)?;
         Ok(result)
     }
 
@@ -110,6 +119,17 @@ impl Store {
 
     fn failed(&self, operation: &'static str) -> impl Fn(rusqlite::Error) -> StoreError + '_ {
         move |source| StoreError::sql(operation, &self.file, source)
+    }
+}
+
+/// Refuses a file of which a part was overwritten. SQLite notices most of that only when it meets it, and a page that
+/// was replaced by another sound one never: rows would be missing, and what belongs to them taken for nobody's.
+fn check(connection: &Connection, file: &str) -> Result<(), StoreError> {
+    let found: Result<String, _> = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0));
+    match found {
+        Ok(verdict) if verdict == "ok" => Ok(()),
+        Ok(reason) => Err(StoreError::Corrupt { file: file.to_owned(), reason }),
+        Err(source) => Err(StoreError::sql("check", file, source)),
     }
 }
 
@@ -135,6 +155,16 @@ pub enum StoreError {
         /// Why.
         #[source]
         source: std::io::Error,
+    },
+    /// A part of the file was overwritten or lost.
+    #[error(
+        "the records in {file} are damaged ({reason}): nothing was changed. Do not remove the file; docs/operations.md says under \"Recovery\" how to get back what it still holds"
+    )]
+    Corrupt {
+        /// The database.
+        file: String,
+        /// What SQLite found.
+        reason: String,
     },
     /// A newer agentiso made it.
     #[error(

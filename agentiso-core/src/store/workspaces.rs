@@ -413,3 +413,7 @@ fn from_json<T: DeserializeOwned>(name: &str, column: &str, json: &str) -> Resul
 fn damaged(name: &str, column: &str, error: &dyn std::error::Error) -> StoreError {
     StoreError::Damaged { what: format!("workspace {name}"), reason: format!("{column}: {error}") }
 }
+
+#[cfg(feature = "fuzzing")]
+#[path = "workspaces_fuzzing.rs"]
+pub(super) mod fuzzing;

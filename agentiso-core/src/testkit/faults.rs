@@ -112,6 +112,8 @@ struct Inner {
     calls: Vec<&'static str>,
     /// Calls still to come before each fault, this one included.
     armed: BTreeMap<&'static str, Vec<(usize, Fault)>>,
+    /// No call has an effect or returns any more.
+    is_stopped: bool,
 }
 
 impl Faults {
@@ -127,9 +129,17 @@ impl Faults {
         self.lock().armed.entry(known).or_default().push((nth, fault));
     }
 
+    /// From now on every call hangs without an effect, until [`Faults::disarm`]: what a process that was killed here
+    /// would do.
+    pub fn stop(&self) {
+        self.lock().is_stopped = true;
+    }
+
     /// Disarms whatever has not happened yet.
     pub fn disarm(&self) {
-        self.lock().armed.clear();
+        let mut inner = self.lock();
+        inner.armed.clear();
+        inner.is_stopped = false;
     }
 
     /// The methods called so far, oldest first, those that a fault befell included.
@@ -166,6 +176,9 @@ impl Inner {
     fn note(&mut self, method: &'static str) -> Option<Fault> {
         debug_assert!(METHODS.contains(&method), "{method} is missing in METHODS");
         self.calls.push(method);
+        if self.is_stopped {
+            return Some(Fault::Hang);
+        }
         let armed = self.armed.get_mut(method)?;
         for (left, _) in armed.iter_mut() {
             *left -= 1;

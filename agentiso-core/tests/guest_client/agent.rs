@@ -28,9 +28,14 @@ pub(crate) struct Agent {
 
 impl Agent {
     pub(crate) fn start() -> Self {
+        Self::start_program(program())
+    }
+
+    /// The same with another build of it.
+    pub(crate) fn start_program(program: &Path) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("agent.sock");
-        let process = Command::new(program())
+        let process = Command::new(program)
             .args(["--service".as_ref(), "--unix".as_ref(), socket.as_os_str()])
             .stdin(Stdio::null())
             .spawn()
@@ -72,7 +77,7 @@ pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// The agent's program: the one that AGENTISO_TEST_AGENT names, or one that is built once for each run of the tests.
+/// The agent as it is released: the one that AGENTISO_TEST_AGENT names, or one that is built once for each run of the tests.
 fn program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {

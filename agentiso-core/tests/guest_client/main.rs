@@ -7,3 +7,4 @@ mod agent;
 mod commands;
 mod data;
 mod jobs;
+mod secrets;

@@ -2,6 +2,7 @@
 //! operated and ended. Skipped, with a message, where QEMU is not installed.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests")]
 
+mod attacks;
 mod confinement;
 mod fixture;
 mod guest;

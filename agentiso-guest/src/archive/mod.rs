@@ -1,5 +1,6 @@
 //! Tar streams, in and out.
 
+mod compression;
 mod tar_stream;
 mod unpack;
 mod wire;
@@ -26,10 +27,10 @@ pub(crate) fn write(
 ) -> Result<(), Stop> {
     let path = check_path(path)?;
     let mut input = wire::DataReader::new(connection);
-    let result = wire::decompress(&mut input, compression).and_then(|mut plain| {
+    let result = compression::decompress(&mut input, compression).and_then(|mut plain| {
         unpack::unpack(&mut plain, path, preserve)?;
         // Padding behind the archive, and the checksum of its compression, belong to the stream.
-        wire::drain(&mut plain)
+        compression::drain(&mut plain)
     });
     if let Err(failure) = result {
         return Err(input.why_it_failed(failure));

@@ -82,7 +82,7 @@ impl<R: Read> TarStream<R> {
             self.skip_rest()?;
             let Some(header) = self.read_header()? else { return Ok(None) };
             let size = header.entry_size().map_err(|error| broken(&error))?;
-            self.announce(size);
+            self.announce(size)?;
             match header.entry_type() {
                 EntryType::GNULongName => extensions.path = Some(self.read_name()?),
                 EntryType::GNULongLink => extensions.link = Some(self.read_name()?),
@@ -99,7 +99,7 @@ impl<R: Read> TarStream<R> {
                 }
                 other => {
                     if let Some(size) = extensions.size {
-                        self.announce(size);
+                        self.announce(size)?;
                     }
                     if let Some(kind) = kind_of(other, &header) {
                         return Ok(Some(self.entry(&header, kind, extensions)?));
@@ -139,9 +139,13 @@ impl<R: Read> TarStream<R> {
         })
     }
 
-    fn announce(&mut self, size: u64) {
+    fn announce(&mut self, size: u64) -> Result<(), Failure> {
+        let whole = size.checked_next_multiple_of(BLOCK as u64).ok_or_else(|| {
+            Failure::invalid(format!("the archive holds an entry of {size} bytes, more than there can be"))
+        })?;
         self.data_left = size;
-        self.padding_left = size.next_multiple_of(BLOCK as u64).saturating_sub(size);
+        self.padding_left = whole - size;
+        Ok(())
     }
 
     fn read_header(&mut self) -> Result<Option<Header>, Failure> {

@@ -249,6 +249,28 @@ impl Connection {
         }
     }
 
+    /// Says any bytes, without reading anything meanwhile. False once the host has gone.
+    #[cfg(feature = "hostile")]
+    pub(super) fn say(&mut self, bytes: &[u8]) -> bool {
+        const LOOK_AGAIN: Duration = Duration::from_millis(100);
+        self.out.extend_from_slice(bytes);
+        while self.pending() > 0 {
+            if self.write_some().is_err() || self.host_has_gone() {
+                return false;
+            }
+            self.flush_until(Instant::now() + LOOK_AGAIN);
+        }
+        true
+    }
+
+    /// Whether the other end is closed.
+    #[cfg(feature = "hostile")]
+    pub(super) fn host_has_gone(&self) -> bool {
+        let mut fds = [PollFd::new(&self.fd, PollFlags::empty())];
+        poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+            && fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
+    }
+
     /// The next message, if all of it has arrived.
     ///
     /// # Errors

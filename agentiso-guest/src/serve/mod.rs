@@ -4,6 +4,8 @@
 mod connection;
 pub(crate) mod gate;
 mod greeting;
+#[cfg(feature = "hostile")]
+mod hostile;
 mod session;
 mod sessions;
 pub(crate) mod slots;

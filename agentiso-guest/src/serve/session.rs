@@ -76,6 +76,10 @@ fn answer(
     hello: &Hello,
     proof: Option<Proof>,
 ) -> Result<(), Lost> {
+    #[cfg(feature = "hostile")]
+    if let Some(lost) = super::hostile::take_over(connection, hello) {
+        return Err(lost);
+    }
     let served = Served::count(&agent.served);
     let verdict = if hello.generation != PROTOCOL_GENERATION {
         Verdict::WrongGeneration
@@ -164,6 +168,10 @@ fn perform(agent: &Arc<Agent>, connection: &mut Connection, request: Request) ->
     match request {
         Request::Ping => {}
         Request::Exec { command, stdin, tty, timeout_ms } => {
+            #[cfg(feature = "hostile")]
+            if let Some(reply) = super::hostile::command(&command) {
+                return Ok(reply);
+            }
             return exec::run(agent, connection, &command, stdin, tty, timeout_ms);
         }
         Request::JobStart { command } => return jobs::start(agent, connection, &command),

@@ -233,6 +233,27 @@ fn damaged_archives_are_errors() {
     }
 }
 
+/// Found by fuzzing: rounding such a size up to whole blocks went past the largest number.
+#[test]
+fn sizes_that_no_archive_can_have_are_refused() {
+    let agent = Agent::start();
+    for size in [u64::MAX, u64::MAX - 510] {
+        let mut header = Header::new_gnu();
+        header.set_size(size);
+        header.as_mut_bytes()[0] = b'x';
+        header.set_cksum();
+        let record = format!("29 size={size}\n");
+        let extended =
+            Forge::default().add(EntryType::XHeader, "x", "", record.as_bytes()).file("x", b"x").finish();
+        for archive in [header.as_bytes().as_slice(), &extended] {
+            let answer = plain(&agent, archive);
+
+            let (code, message) = answer.error();
+            assert!(code == ErrorCode::Invalid && message.contains(&size.to_string()), "{size}: {message}");
+        }
+    }
+}
+
 #[test]
 fn zstandard_window_that_would_fill_memory_is_refused() {
     let agent = Agent::start();

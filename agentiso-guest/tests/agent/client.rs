@@ -54,6 +54,10 @@ impl Agent {
         agent
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     pub(crate) fn socket(&self) -> PathBuf {
         self.path("socket")
     }

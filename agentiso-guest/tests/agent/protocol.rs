@@ -304,3 +304,44 @@ fn freeze_stops_user_processes_and_thaw_lets_them_run() {
     assert!(agent.ask(&Request::Thaw).is_done());
     wait_for("the next beat", || beats() > frozen_at);
 }
+
+/// The inodes of a process's sockets.
+fn sockets_of(pid: u32) -> Vec<String> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    let links = entries.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    links
+        .filter_map(|link| {
+            let link = link.to_string_lossy().into_owned();
+            link.strip_prefix("socket:[").map(|inode| inode.trim_end_matches(']').to_owned())
+        })
+        .collect()
+}
+
+#[test]
+fn agent_listens_on_its_one_socket_and_on_no_other() {
+    let agent = Agent::start();
+    assert!(agent.ask(&Request::Ping).is_done());
+    let sockets = sockets_of(agent.pid());
+    let table =
+        |name: &str| std::fs::read_to_string(format!("/proc/{}/net/{name}", agent.pid())).unwrap_or_default();
+
+    for name in ["tcp", "tcp6", "udp", "udp6", "raw", "raw6", "packet", "netlink"] {
+        for line in table(name).lines().skip(1) {
+            let is_ours = line.split_whitespace().any(|word| sockets.iter().any(|inode| inode == word));
+            assert!(!is_ours, "the agent has a {name} socket: {line}");
+        }
+    }
+    /// Flag of a unix socket that is listened on (__SO_ACCEPTCON).
+    const LISTENING: &str = "00010000";
+    let unix = table("unix");
+    let listening: Vec<&str> = unix
+        .lines()
+        .filter(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            words.get(3) == Some(&LISTENING)
+                && sockets.iter().any(|inode| words.get(6) == Some(&inode.as_str()))
+        })
+        .collect();
+    assert_eq!(listening.len(), 1, "{listening:?}");
+    assert!(listening[0].ends_with(agent.socket().to_str().unwrap()), "{listening:?}");
+}

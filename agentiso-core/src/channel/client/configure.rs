@@ -5,7 +5,7 @@ use agentiso_guest::{
     message::{Configuration, NetworkConfiguration, Reply, Request},
 };
 
-use super::{CHUNK_DEADLINE, GuestClient, GuestError, SHORT_REPLY, session::kind};
+use super::{CHUNK_DEADLINE, GuestClient, GuestError, SHORT_REPLY, secret::Guarded, session::kind};
 
 /// How far a guest's clock may be off by its own account, beyond half a round trip, before it is set again.
 const CLOCK_TOLERANCE: Duration = Duration::from_millis(20);
@@ -109,8 +109,8 @@ impl GuestClient {
         configuration: Configuration,
         limit: Duration,
     ) -> Result<ConfigureReport, GuestError> {
-        let request = Request::Configure(Box::new(configuration));
-        let mut session = self.open(operation, &request, SHORT_REPLY).await?;
+        let request = Guarded(Request::Configure(Box::new(configuration)));
+        let mut session = self.open(operation, &request.0, SHORT_REPLY).await?;
         let frame = session.replies.next_within(limit).await?;
         let (received, now) = (Instant::now(), SystemTime::now());
         match frame.message {

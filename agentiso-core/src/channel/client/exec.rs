@@ -18,6 +18,7 @@ use super::{
     EXEC_GRACE, GuestClient, SHORT_REPLY,
     error::{Call, GuestError},
     millis,
+    secret::Guarded,
     session::{InputWriter, ReplyReader, Session, kind, payload_length},
 };
 
@@ -119,8 +120,8 @@ impl GuestClient {
     /// See [`GuestError`]. That a program does not exist is told by the stream.
     pub async fn exec(&self, spec: ExecSpec) -> Result<ExecStream, GuestError> {
         let ExecSpec { command, stdin, tty, timeout } = spec;
-        let request = Request::Exec { command, stdin, tty, timeout_ms: timeout.map(millis) };
-        let session = self.open("run a command", &request, SHORT_REPLY).await?;
+        let request = Guarded(Request::Exec { command, stdin, tty, timeout_ms: timeout.map(millis) });
+        let session = self.open("run a command", &request.0, SHORT_REPLY).await?;
         Ok(ExecStream::new(session, timeout.map(|timeout| timeout + EXEC_GRACE), stdin))
     }
 

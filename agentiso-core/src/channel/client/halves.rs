@@ -8,13 +8,14 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::secret::wipe;
 use crate::channel::GuestStream;
 
 /// A connection in two halves. It lives as long as its reading half: with that the operation is over, whoever still
 /// holds the other.
 pub(super) fn split(stream: GuestStream) -> (ReadHalf, WriteHalf) {
     let shared = Arc::new(Mutex::new(Shared { stream: Some(stream), writer: None, is_cut: false }));
-    (ReadHalf(shared.clone()), WriteHalf { shared, pending: Vec::new(), written: 0 })
+    (ReadHalf(shared.clone()), WriteHalf { shared, pending: Vec::new(), written: 0, is_secret: false })
 }
 
 struct Shared {
@@ -76,9 +77,24 @@ pub(super) struct WriteHalf {
     pending: Vec<u8>,
     /// Bytes at the front of `pending` that were written.
     written: usize,
+    /// What is in the buffer is secret, and overwritten once it is sent.
+    is_secret: bool,
+}
+
+impl Drop for WriteHalf {
+    fn drop(&mut self) {
+        if self.is_secret {
+            wipe(&mut self.pending);
+        }
+    }
 }
 
 impl WriteHalf {
+    /// From now on what was in the buffer is overwritten.
+    pub(super) fn wipe_when_sent(&mut self) {
+        self.is_secret = true;
+    }
+
     /// Whether everything was written.
     pub(super) fn is_drained(&self) -> bool {
         self.written == self.pending.len()
@@ -107,6 +123,9 @@ impl WriteHalf {
                     return Poll::Pending;
                 }
             }
+        }
+        if self.is_secret {
+            wipe(&mut self.pending);
         }
         self.pending.clear();
         self.written = 0;

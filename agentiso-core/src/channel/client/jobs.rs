@@ -7,7 +7,7 @@ use agentiso_guest::{
 
 use super::{
     CHUNK_DEADLINE, EXEC_GRACE, GuestClient, GuestError, SHORT_REPLY, clean_text, error::Call, millis,
-    session::kind,
+    secret::Guarded, session::kind,
 };
 
 /// Jobs that an agent can have.
@@ -33,9 +33,9 @@ impl GuestClient {
     /// # Errors
     /// See [`GuestError`]; a program that does not exist is [`GuestError::Refused`].
     pub async fn job_start(&self, command: Command) -> Result<Job, GuestError> {
-        let request = Request::JobStart { command };
+        let request = Guarded(Request::JobStart { command });
         let (call, reply) = self
-            .ask("start a background job", &request, CHUNK_DEADLINE, |reply| {
+            .ask("start a background job", &request.0, CHUNK_DEADLINE, |reply| {
                 matches!(reply, Reply::Job { .. })
             })
             .await?;

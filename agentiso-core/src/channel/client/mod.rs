@@ -11,6 +11,7 @@
 //! - `files.rs`, `data.rs`: files and archives.
 //! - `walk.rs`: trees of files, and what the files contain.
 //! - `configure.rs`: identity and clock; `control.rs`: environment, freezing, flushing, shutdown.
+//! - `secret.rs`: what is overwritten after use.
 //! - `error.rs`, `text.rs`: errors, and a guest's text made fit to be shown.
 
 mod collect;
@@ -24,6 +25,7 @@ mod halves;
 mod idle;
 mod jobs;
 mod open;
+mod secret;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -49,7 +51,7 @@ pub use self::{
     text::clean_text,
     walk::{FileHash, MAX_HASHED_BYTES, MAX_TREE_ENTRIES, TreeStream},
 };
-use self::{error::Call, session::kind};
+use self::{error::Call, secret::Guarded, session::kind};
 use crate::channel::{ChannelRecord, GuestChannel, GuestStream, Lane};
 
 /// How long to connect, hello included, unless asked otherwise.
@@ -177,7 +179,8 @@ impl GuestClient {
         request: Request,
         limit: Duration,
     ) -> Result<(), GuestError> {
-        match self.ask(operation, &request, limit, |reply| *reply == Reply::Done).await? {
+        let request = Guarded(request);
+        match self.ask(operation, &request.0, limit, |reply| *reply == Reply::Done).await? {
             (_, Reply::Done) => Ok(()),
             (call, other) => Err(call.unexpected(kind(&other))),
         }

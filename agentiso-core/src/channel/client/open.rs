@@ -7,7 +7,7 @@ use std::{
 
 use agentiso_guest::{
     PROTOCOL_GENERATION,
-    frame::encode_plain,
+    frame::{LENGTH_BYTES, encode_plain},
     hello::{NONCE_BYTES, Nonce, Verdict, Welcome, WelcomeScanner},
     message::{Configuration, Request},
 };
@@ -18,6 +18,7 @@ use super::{
     error::{Call, GuestError},
     halves::{ReadHalf, WriteHalf, split},
     idle::IdleStreams,
+    secret::{self, Guarded},
     session::{InputWriter, ReplyReader, Session},
     text::clean_text,
 };
@@ -44,6 +45,9 @@ const MAX_PIPELINED_BYTES: usize = 8 * 1024;
 
 /// Bytes that one read brings while the welcome is looked for.
 const READ_BYTES: usize = 4096;
+
+/// Most digits of a number in a request.
+const LONGEST_NUMBER: usize = 20;
 
 /// Whether a request may go out with the first hello, which saves a round trip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -300,7 +304,12 @@ impl Opener {
         }
         greeting.say(call, writer.buffer(), pipelined == Pipelining::Once)?;
         if pipelined != Pipelining::Never {
+            writer.buffer().reserve_exact(encoded.len());
             writer.buffer().append(&mut encoded);
+        }
+        if secret::is_secret(request) {
+            writer.wipe_when_sent();
+            secret::wipe(&mut encoded);
         }
         let next_hello = Instant::now() + HELLO_INTERVAL;
         Ok(Self { call, reader, writer, greeting, next_hello, pipelined, sent })
@@ -391,16 +400,18 @@ impl Opener {
 
 /// Appends a request as it is right now: a time in it, of a clock that is to be set, is how far ahead of the present it is.
 fn put_request(call: Call, out: &mut Vec<u8>, request: &Request) -> Result<(), GuestError> {
+    if secret::is_secret(request) {
+        // A time that is put in may be longer than what is there now.
+        out.reserve_exact(secret::encoded_len(request) + LENGTH_BYTES + LONGEST_NUMBER);
+    }
     let encoded = match request {
         Request::Configure(configuration) if configuration.time_ns.is_some() => {
             let ahead = configuration.time_ns.unwrap_or_default();
             let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             let now = u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX);
             let time_ns = Some(now.saturating_add(ahead));
-            encode_plain(
-                out,
-                &Request::Configure(Box::new(Configuration { time_ns, ..(**configuration).clone() })),
-            )
+            let configuration = Configuration { time_ns, ..(**configuration).clone() };
+            encode_plain(out, &Guarded(Request::Configure(Box::new(configuration))).0)
         }
         _ => encode_plain(out, request),
     };

@@ -22,6 +22,8 @@ mod command_line;
 mod cpu;
 mod files;
 mod find;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod launch;
 mod limits;
 mod machines;

@@ -34,6 +34,15 @@ pub struct Vmlinux {
 /// # Errors
 /// No x86 kernel, damaged, packed in a way that agentiso cannot unpack, or without a PVH entry point.
 pub fn extract_vmlinux(file: &Path, kernel: Vec<u8>) -> Result<Vmlinux, KernelError> {
+    extract_limited(file, kernel, MAX_VMLINUX_BYTES)
+}
+
+/// The same for a kernel of at most `limit` bytes.
+pub(in crate::image) fn extract_limited(
+    file: &Path,
+    kernel: Vec<u8>,
+    limit: usize,
+) -> Result<Vmlinux, KernelError> {
     let not_bootable =
         |reason: &str| KernelError::NotBootable { file: file.to_owned(), reason: reason.to_owned() };
     if kernel.starts_with(b"\x7fELF") {
@@ -55,7 +64,7 @@ pub fn extract_vmlinux(file: &Path, kernel: Vec<u8>) -> Result<Vmlinux, KernelEr
             (data, elf::u32_at(payload, at).and_then(|size| usize::try_from(size).ok()))
         }
     };
-    let image = packed.unpack(data, MAX_VMLINUX_BYTES).map_err(|source| KernelError::Decompress {
+    let image = packed.unpack(data, limit).map_err(|source| KernelError::Decompress {
         file: file.to_owned(),
         packed,
         source,

@@ -9,6 +9,8 @@ mod elf;
 mod modules;
 mod package;
 
+#[cfg(feature = "fuzzing")]
+pub(super) use bzimage::extract_limited;
 pub use bzimage::{Vmlinux, extract_vmlinux};
 pub use decompress::PackedAs;
 pub use modules::{ModuleFile, ModuleTree};

@@ -17,6 +17,8 @@ mod dhcp;
 mod flow;
 mod forward;
 mod frames;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod link;
 mod policy;
 mod replies;
@@ -119,30 +121,40 @@ impl Shim {
     fn run(&mut self) -> io::Result<()> {
         let mut more_frames = false;
         loop {
-            for ready in self.core.wait(more_frames)? {
-                self.ready(ready);
-            }
-            for token in self.core.take_due() {
-                self.due(token);
-            }
-            for token in self.core.take_put_off() {
-                self.put_off(token);
-            }
-            match self.take_frames()? {
+            match self.round(more_frames)? {
                 Progress::Ended => return Ok(()),
                 progress => more_frames = progress == Progress::More,
             }
-            self.forwards.accept(&mut self.core, &mut self.tcp);
-            if self.link_writable && !self.core.out.is_empty() {
-                match self.core.out.flush(&self.link)? {
-                    Progress::Ended => return Ok(()),
-                    Progress::Blocked => self.link_writable = false,
-                    Progress::More => {}
-                }
-            }
-            // Frames that were left for want of room.
-            more_frames &= self.core.out.has_room();
         }
+    }
+
+    /// Everything gets its turn once. Waits for something to do unless there is some already; says whether there is
+    /// more.
+    fn round(&mut self, more_to_do: bool) -> io::Result<Progress> {
+        for ready in self.core.wait(more_to_do)? {
+            self.ready(ready);
+        }
+        for token in self.core.take_due() {
+            self.due(token);
+        }
+        for token in self.core.take_put_off() {
+            self.put_off(token);
+        }
+        let taken = self.take_frames()?;
+        if taken == Progress::Ended {
+            return Ok(taken);
+        }
+        self.forwards.accept(&mut self.core, &mut self.tcp);
+        if self.link_writable && !self.core.out.is_empty() {
+            match self.core.out.flush(&self.link)? {
+                Progress::Ended => return Ok(Progress::Ended),
+                Progress::Blocked => self.link_writable = false,
+                Progress::More => {}
+            }
+        }
+        // Frames that were left for want of room.
+        let is_more = taken == Progress::More && self.core.out.has_room();
+        Ok(if is_more { Progress::More } else { Progress::Blocked })
     }
 
     /// Something became possible on a descriptor.

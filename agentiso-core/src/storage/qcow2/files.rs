@@ -54,8 +54,17 @@ pub(super) struct Lock {
 
 impl Folder {
     pub(super) fn open(config: &Qcow2Config) -> Result<Self, StorageError> {
+        let folder = Self::at(config);
+        for path in [&folder.path, &folder.bases, &folder.layers, &folder.disks] {
+            DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("make", path))?;
+        }
+        Ok(folder)
+    }
+
+    /// Where everything would be; nothing is made.
+    pub(super) fn at(config: &Qcow2Config) -> Self {
         let path = config.folder.clone();
-        let folder = Self {
+        Self {
             bases: path.join("bases"),
             layers: path.join("layers"),
             disks: path.join("disks"),
@@ -63,11 +72,7 @@ impl Folder {
             reserve_bytes: config.reserve_bytes,
             #[cfg(test)]
             crash: super::tests::crash::CrashPoint::default(),
-        };
-        for path in [&folder.path, &folder.bases, &folder.layers, &folder.disks] {
-            DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("make", path))?;
         }
-        Ok(folder)
     }
 
     pub(super) fn path(&self) -> &Path {

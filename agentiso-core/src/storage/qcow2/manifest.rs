@@ -247,7 +247,7 @@ struct Version {
     version: u32,
 }
 
-fn checksum(json: &[u8]) -> String {
+pub(super) fn checksum(json: &[u8]) -> String {
     Sha256::digest(json).iter().fold(String::new(), |mut digits, byte| {
         // Writing to a string does not fail.
         let _ = write!(digits, "{byte:02x}");

@@ -32,6 +32,8 @@ mod bases;
 mod disks;
 mod files;
 mod format;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod manifest;
 mod shorten;
 mod sweep;

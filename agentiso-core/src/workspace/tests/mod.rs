@@ -1,5 +1,6 @@
 //! The engine on fakes.
 
+mod crash;
 mod diff;
 mod faults;
 mod forks;
@@ -9,6 +10,7 @@ mod model;
 mod network;
 mod pool;
 mod promote;
+mod records;
 mod recovery;
 mod sessions;
 mod shorten;
