@@ -1,24 +1,35 @@
 //! The MCP server: tools over the agentiso engine, and nothing but translation.
 //!
-//! Today it has four tools: `workspace_create`, `workspace_list`, `workspace_destroy` and `exec`. A call that reached a
-//! tool answers its errors with `isError` and one JSON text `{"code", "message", "next_step"}`; JSON-RPC errors are for
-//! malformed requests, unknown methods and unknown tools. The server acts as the operator: it sees and operates every
-//! workspace of the state folder.
+//! A call that reached a tool answers its errors with `isError` and one JSON text `{"code", "message", "next_step"}`;
+//! JSON-RPC errors are for malformed requests, unknown methods and unknown tools. docs/tools.md lists the tools.
 //!
-//! - `server.rs`: the MCP handler.
-//! - `tools.rs`: parameters and results of each tool, and how they become calls of the engine.
-//! - `failure.rs`: errors as callers see them.
+//! - `server.rs`: the MCP handler; `tools/`: parameters and results of each tool, and how they become calls of the engine.
+//! - `caller.rs`: on whose behalf a call acts, and what it therefore sees.
+//! - `failure.rs`: errors as callers see them; `progress.rs`: how far a call is.
+//! - `resources.rs`, `prompts.rs`: what clients can read, and offer to people.
+//! - `folder.rs`: the one folder of the host that files are copied from and to.
+//! - `audit.rs`, `metrics.rs`: an account of every call.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod audit;
+mod caller;
 mod failure;
+mod folder;
+mod metrics;
+mod progress;
+mod prompts;
+mod resources;
 mod server;
+mod service;
 mod tools;
 
-use agentiso_core::Host;
 use rmcp::ServiceExt;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use service::{Options, Service, SetupError};
+
+use caller::Caller;
 use server::Server;
 
 /// The image of a workspace unless the call names one.
@@ -40,22 +51,23 @@ pub enum ServeError {
 ///
 /// # Errors
 /// See [`ServeError`].
-pub async fn serve_stdio(host: Host) -> Result<(), ServeError> {
+pub async fn serve_stdio(service: Service) -> Result<(), ServeError> {
     let (input, output) = rmcp::transport::io::stdio_pipes();
-    serve(host, input, output).await
+    serve(service, input, output).await
 }
 
 /// Serves one client over any pair of streams until it closes its side. Calls that are under way then are given up.
 ///
 /// # Errors
 /// See [`ServeError`].
-pub async fn serve<R, W>(host: Host, input: R, output: W) -> Result<(), ServeError>
+pub async fn serve<R, W>(service: Service, input: R, output: W) -> Result<(), ServeError>
 where
     R: AsyncRead + Send + Unpin + 'static,
     W: AsyncWrite + Send + Unpin + 'static,
 {
     use rmcp::service::ServerInitializeError::ConnectionClosed;
-    let running = match Server::new(host).serve((input, output)).await {
+    let caller = Caller::operator(service.host.clone());
+    let running = match Server::new(service, caller).serve((input, output)).await {
         Ok(running) => running,
         // A client that looks in and leaves has done nothing wrong.
         Err(ConnectionClosed(_)) => return Ok(()),

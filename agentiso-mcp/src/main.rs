@@ -47,7 +47,9 @@ async fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let served = agentiso_mcp::serve_stdio(host.clone()).await;
+    let service = agentiso_mcp::Service::new(host.clone(), &agentiso_mcp::Options::default());
+    let Ok(service) = service else { return ExitCode::FAILURE };
+    let served = agentiso_mcp::serve_stdio(service).await;
     if let Some(pool) = pool {
         pool.close().await;
     }
