@@ -14,6 +14,7 @@
 
 mod audit;
 mod caller;
+mod document;
 mod failure;
 mod folder;
 mod metrics;
@@ -27,6 +28,7 @@ mod tools;
 use rmcp::ServiceExt;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use document::{tools_json, tools_markdown};
 pub use service::{Options, Service, SetupError};
 
 use caller::Caller;

@@ -126,7 +126,7 @@ impl Tool for Diff {
     const NAME: &'static str = "workspace_diff";
     const TITLE: &'static str = "Compare the files of two workspaces";
     const GROUP: Group = Group::Workspace;
-    const CLASS: Class = Class::Create;
+    const CLASS: Class = Class::Other;
     const EFFECT: Effect = Effect::Reads;
     const DESCRIPTION: &'static str = "Compares the files of two workspaces, or of snapshots of them: what did this fork \
         change? Returns a, b, differences [{change: added|modified|deleted|not_compared, path, what, old, new}] in the \

@@ -114,7 +114,7 @@ impl Tool for Start {
     const NAME: &'static str = "workspace_start";
     const TITLE: &'static str = "Start a workspace";
     const GROUP: Group = Group::Workspace;
-    const CLASS: Class = Class::Create;
+    const CLASS: Class = Class::Other;
     const EFFECT: Effect = Effect::Adds;
     const DESCRIPTION: &'static str = "Boots the machine of a stopped workspace, or lets a paused one run on. No effect \
         if it runs. Returns workspace_id, name, state.";
