@@ -6,6 +6,7 @@ use crate::channel::{ChannelError, client::GuestError};
 use crate::hypervisor::HypervisorError;
 use crate::image::{CatalogError, ImageError};
 use crate::network::NetworkError;
+use crate::session::AuthError;
 use crate::storage::StorageError;
 use crate::store::StoreError;
 use crate::types::{InvalidName, InvalidSize};
@@ -225,9 +226,12 @@ pub enum EngineError {
         /// The workspace.
         workspace: String,
     },
+    /// A session may not do that.
+    #[error(transparent)]
+    Session(AuthError),
     /// Records.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(StoreError),
     /// Machines.
     #[error(transparent)]
     Hypervisor(#[from] HypervisorError),
@@ -254,6 +258,25 @@ impl From<ImageError> for EngineError {
     }
 }
 
+impl From<StoreError> for EngineError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::NameTaken { name } => Self::NameTaken { name },
+            error => Self::Store(error),
+        }
+    }
+}
+
+impl From<AuthError> for EngineError {
+    fn from(error: AuthError) -> Self {
+        match error {
+            AuthError::Records(error) => error.into(),
+            AuthError::Panicked(error) => Self::Panicked(error),
+            error => Self::Session(error),
+        }
+    }
+}
+
 impl EngineError {
     /// The kind of failure, for programs.
     pub fn kind(&self) -> ErrorKind {
@@ -276,12 +299,13 @@ impl EngineError {
             | Self::NotFrozen { .. }
             | Self::NotFlushed { .. }
             | Self::Abandoned { .. }
-            | Self::Store(StoreError::NameTaken { .. } | StoreError::PortTaken { .. })
+            | Self::Store(StoreError::PortTaken { .. })
             | Self::Network(
                 NetworkError::PortTaken { .. }
                 | NetworkError::AlreadyForwarded { .. }
                 | NetworkError::Unsupported { .. },
             ) => ErrorKind::InvalidRequest,
+            Self::Session(error) => error.kind(),
             Self::Image(error) => match **error {
                 ImageError::Catalog(CatalogError::NotFound { .. }) | ImageError::InUse { .. } => {
                     ErrorKind::InvalidRequest
@@ -315,7 +339,8 @@ impl EngineError {
                 ImageError::InUse { .. } => "remove those workspaces first".into(),
                 _ => return None,
             },
-            Self::NameTaken { .. } | Self::Store(StoreError::NameTaken { .. }) => {
+            Self::Session(error) => return error.next_step(),
+            Self::NameTaken { .. } => {
                 "choose another name, or remove the old workspace with `agentiso rm`".into()
             }
             Self::NoSuchSnapshot { workspace, .. } => {

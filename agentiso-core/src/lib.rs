@@ -59,6 +59,7 @@ pub mod leases;
 mod native;
 pub mod network;
 pub(crate) mod process;
+pub mod session;
 #[cfg(feature = "shim")]
 pub mod shim;
 pub mod storage;

@@ -68,7 +68,7 @@ fn listing(workspaces: &[WorkspaceSummary]) -> String {
                 format!("{} MiB", workspace.resources.memory_mb),
                 format!("{} GiB", workspace.resources.disk_gb),
                 output::age(workspace.created_at),
-                workspace.owner.clone(),
+                workspace.owner.to_string(),
             ]
         })
         .collect();
@@ -94,7 +94,7 @@ fn description(info: &WorkspaceInfo) -> String {
         ("state", state_text(summary)),
         ("image", summary.image.clone()),
         ("created", output::utc(summary.created_at)),
-        ("owner", summary.owner.clone()),
+        ("owner", summary.owner.to_string()),
         ("throwaway", output::yes_no(summary.throwaway)),
         (
             "resources",

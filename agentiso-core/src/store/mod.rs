@@ -8,6 +8,7 @@ mod leases;
 mod promotion;
 mod record;
 mod schema;
+mod sessions;
 mod snapshots;
 mod templates;
 mod workspaces;
@@ -19,6 +20,7 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use crate::file_lock::FileLock;
 pub(crate) use promotion::Promotion;
 pub(crate) use record::{Runtime, SnapshotRecord, TemplateRecord, WorkspaceRecord};
+pub(crate) use sessions::{Ledger, Ownership};
 
 /// How long a write waits for another process's, before it fails. Each takes milliseconds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(20);
@@ -58,9 +60,24 @@ impl Store {
             schema::migrate(&mut connection, &file)?;
             lock.remove();
         }
+        Self::ready(connection, file)
+    }
+
+    /// Records in this process's memory, for as long as it holds them.
+    pub(crate) fn in_memory() -> Result<Self, StoreError> {
+        let file = "memory".to_owned();
+        let failed = |source| StoreError::sql("open", &file, source);
+        let mut connection = Connection::open_in_memory().map_err(failed)?;
+        connection.pragma_update(None, "foreign_keys", true).map_err(failed)?;
+        schema::migrate(&mut connection, &file)?;
+        Self::ready(connection, file)
+    }
+
+    /// The records behind a connection whose tables are there.
+    fn ready(connection: Connection, file: String) -> Result<Self, StoreError> {
         let state_id = connection
             .query_row("SELECT value FROM meta WHERE key = 'state_id'", [], |row| row.get(0))
-            .map_err(failed)?;
+            .map_err(|source| StoreError::sql("open", &file, source))?;
         Ok(Self { connection: Mutex::new(connection), file, state_id })
     }
 

@@ -23,15 +23,13 @@ impl Store {
     pub(crate) fn promote(&self, promotion: &Promotion) -> Result<(), StoreError> {
         self.write("update", |transaction| {
             let (child, parent) = (promotion.child.to_string(), promotion.parent.to_string());
-            let row: Option<(String, String, Option<String>)> = transaction
-                .query_row(
-                    "SELECT name, owner, throwaway_of FROM workspaces WHERE id = ?1",
-                    [&parent],
-                    |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
-                )
+            let row: Option<(String, Option<String>)> = transaction
+                .query_row("SELECT name, throwaway_of FROM workspaces WHERE id = ?1", [&parent], |row| {
+                    Ok((row.get(0)?, row.get(1)?))
+                })
                 .optional()
                 .map_err(self.failed("read"))?;
-            let Some((name, owner, throwaway_of)) = row else {
+            let Some((name, throwaway_of)) = row else {
                 return Err(damaged(&parent, "it is gone"));
             };
             let taken_name =
@@ -45,13 +43,14 @@ impl Store {
                 .map_err(self.failed("update"))?;
             let changed = transaction
                 .execute(
-                    "UPDATE workspaces SET name = ?1, owner = ?2, throwaway_of = ?3 WHERE id = ?4",
-                    (&name, &owner, &throwaway_of, &child),
+                    "UPDATE workspaces SET name = ?1, throwaway_of = ?2 WHERE id = ?3",
+                    (&name, &throwaway_of, &child),
                 )
                 .map_err(self.failed("update"))?;
             if changed != 1 {
                 return Err(damaged(&child, "it is gone"));
             }
+            self.give_to_owner_of(transaction, promotion.child, promotion.parent)?;
             transaction
                 .execute("UPDATE forwards SET workspace = ?1 WHERE workspace = ?2", (&child, &parent))
                 .map_err(self.failed("update"))?;

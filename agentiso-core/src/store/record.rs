@@ -7,7 +7,8 @@ use crate::channel::ChannelRecord;
 use crate::hypervisor::Machine;
 use crate::network::{NetworkPolicy, NetworkRecord};
 use crate::types::{
-    BaseId, DiskId, ImageName, MachineUid, ProcessRef, Resources, SnapshotId, WorkspaceId, WorkspaceName,
+    BaseId, DiskId, ImageName, MachineUid, Owner, ProcessRef, Resources, SnapshotId, WorkspaceId,
+    WorkspaceName,
 };
 use crate::workspace::{ForkOrigin, WorkspaceState};
 
@@ -26,7 +27,11 @@ pub(crate) struct WorkspaceRecord {
     pub(crate) resources: Resources,
     pub(crate) policy: NetworkPolicy,
     pub(crate) uid: Option<MachineUid>,
-    pub(crate) owner: String,
+    /// Changed by adoption and promotion alone, which do not wait for whoever is busy with the workspace: what a
+    /// record in memory says is what was so when it was read.
+    pub(crate) owner: Owner,
+    /// Whether the machine's memory may hold an environment that an earlier owner had set.
+    pub(crate) inherited: bool,
     /// The process it goes with.
     pub(crate) throwaway_of: Option<ProcessRef>,
     pub(crate) forked_from: Option<ForkOrigin>,

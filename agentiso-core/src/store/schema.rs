@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 use super::StoreError;
 
 /// Version of the tables below. A database of an older version is brought up to it, one of a newer is refused.
-pub(super) const SCHEMA_VERSION: i64 = 3;
+pub(super) const SCHEMA_VERSION: i64 = 4;
 
 /// Values that are only ever read and written whole are kept as JSON.
 const VERSION_1: &str = "
@@ -69,8 +69,48 @@ CREATE TABLE leases (
 ) STRICT;
 ";
 
+/// What version 4 adds: sessions, and who owns what. Times are in milliseconds since 1970.
+///
+/// A workspace has one owner because it has one row; it has none exactly when that row names none. A session that ends
+/// leaves orphans, and a workspace that goes takes its row with it, both in the statement that ends it. What `owners`
+/// repeats of a workspace's size never changes; it is there so that usage is one sum.
+///
+/// `inherited` marks guest memory that may hold an environment which an earlier owner had set: that of the machine, and
+/// that of a snapshot.
+const VERSION_4: &str = "
+CREATE TABLE sessions (
+    name TEXT PRIMARY KEY,
+    called_at INTEGER NOT NULL
+) STRICT;
+CREATE TABLE owners (
+    workspace TEXT PRIMARY KEY,
+    operator INTEGER NOT NULL,
+    session TEXT REFERENCES sessions (name) ON DELETE SET NULL,
+    memory_mb INTEGER NOT NULL,
+    disk_gb INTEGER NOT NULL,
+    inherited INTEGER NOT NULL DEFAULT 0,
+    CHECK (NOT (operator AND session IS NOT NULL))
+) STRICT;
+CREATE INDEX owners_by_session ON owners (session);
+INSERT INTO owners (workspace, operator, memory_mb, disk_gb)
+    SELECT id, 1,
+        CASE WHEN json_valid(resources) THEN CAST(coalesce(resources ->> '$.memory_mb', 0) AS INTEGER) ELSE 0 END,
+        CASE WHEN json_valid(resources) THEN CAST(coalesce(resources ->> '$.disk_gb', 0) AS INTEGER) ELSE 0 END
+    FROM workspaces;
+ALTER TABLE workspaces DROP COLUMN owner;
+ALTER TABLE snapshots ADD COLUMN inherited INTEGER NOT NULL DEFAULT 0;
+CREATE TRIGGER owner_goes_with_workspace AFTER DELETE ON workspaces
+    BEGIN DELETE FROM owners WHERE workspace = OLD.id; END;
+CREATE TABLE buckets (
+    holder TEXT NOT NULL,
+    class TEXT NOT NULL,
+    full_at INTEGER NOT NULL,
+    PRIMARY KEY (holder, class)
+) STRICT;
+";
+
 /// What turns the tables of each version into those of the next, beginning with none.
-const STEPS: [&str; 3] = [VERSION_1, VERSION_2, VERSION_3];
+const STEPS: [&str; 4] = [VERSION_1, VERSION_2, VERSION_3, VERSION_4];
 
 /// Makes the tables of an empty database, or checks the version of one that has them.
 pub(super) fn migrate(connection: &mut Connection, file: &str) -> Result<(), StoreError> {

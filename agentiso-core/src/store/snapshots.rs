@@ -6,13 +6,16 @@ use super::{SnapshotRecord, Store, StoreError};
 use crate::types::{SnapshotId, WorkspaceId};
 
 impl Store {
-    /// Adds a snapshot. Its name is free: the caller holds the workspace's lock and has looked.
+    /// Adds a snapshot. Its name is free: the caller holds the workspace's lock and has looked. What the machine's memory
+    /// may hold of an earlier owner's, the snapshot's may hold too.
     pub(crate) fn insert_snapshot(&self, record: &SnapshotRecord) -> Result<(), StoreError> {
         self.write("add to", |transaction| {
             transaction
                 .execute(
-                    "INSERT INTO snapshots (id, workspace, name, created_at, ready, hidden, crash_consistent, memory)
-                     VALUES (:id, :workspace, :name, :created_at, :ready, :hidden, :crash_consistent, :memory)",
+                    "INSERT INTO snapshots (id, workspace, name, created_at, ready, hidden, crash_consistent, memory,
+                         inherited)
+                     VALUES (:id, :workspace, :name, :created_at, :ready, :hidden, :crash_consistent, :memory,
+                         coalesce((SELECT inherited FROM owners WHERE workspace = :workspace), 0))",
                     named_params! {
                         ":id": record.id.to_string(), ":workspace": record.workspace.to_string(), ":name": record.name,
                         ":created_at": i64::try_from(record.created_at).unwrap_or(i64::MAX), ":ready": record.ready,
@@ -41,6 +44,19 @@ impl Store {
                 .execute("DELETE FROM snapshots WHERE id = ?1", [id.to_string()])
                 .map_err(self.failed("remove from"))?;
             Ok(())
+        })
+    }
+
+    /// Whether the memory of a snapshot may hold an environment that an earlier owner of its workspace had set.
+    pub(crate) fn is_snapshot_inherited(&self, id: SnapshotId) -> Result<bool, StoreError> {
+        self.read(|connection| {
+            connection
+                .query_row(
+                    "SELECT EXISTS (SELECT 1 FROM snapshots WHERE id = ?1 AND inherited)",
+                    [id.to_string()],
+                    |row| row.get(0),
+                )
+                .map_err(self.failed("read"))
         })
     }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::types::{BaseId, GuestPort, HostPort, ImageName, Resources, WorkspaceId, WorkspaceName};
+use crate::types::{BaseId, GuestPort, HostPort, ImageName, Owner, Resources, WorkspaceId, WorkspaceName};
 use crate::workspace::WorkspaceState;
 
 fn record(name: &str) -> WorkspaceRecord {
@@ -14,7 +14,8 @@ fn record(name: &str) -> WorkspaceRecord {
         resources: Resources::default(),
         policy: crate::network::NetworkPolicy::default(),
         uid: None,
-        owner: "operator".into(),
+        owner: Owner::Operator,
+        inherited: false,
         throwaway_of: None,
         forked_from: None,
         runtime: None,
@@ -154,7 +155,8 @@ fn open_reports_a_file_that_is_no_database() {
 #[test]
 fn promotion_moves_name_forwards_and_owner_at_once() {
     let (_folder, store) = scratch();
-    let parent = store.insert(WorkspaceRecord { owner: "someone".to_owned(), ..record("p") }, false).unwrap();
+    let parent = store.insert(record("p"), false).unwrap();
+    store.give_orphan(parent.id, &Owner::Nobody).unwrap();
     let child = store.insert(record("c"), false).unwrap();
     let other = store.insert(record("p-old"), false).unwrap();
     let (guest, host) = (GuestPort::new(80).unwrap(), HostPort::new(8080).unwrap());
@@ -164,7 +166,7 @@ fn promotion_moves_name_forwards_and_owner_at_once() {
     store.promote(&promotion).unwrap();
 
     let get = |id| store.get(id).unwrap().unwrap();
-    assert_eq!((get(child.id).name.as_str(), get(child.id).owner.as_str()), ("p", "someone"));
+    assert_eq!((get(child.id).name.as_str(), get(child.id).owner), ("p", Owner::Nobody));
     assert_eq!((get(parent.id).name.as_str(), get(parent.id).state), ("p-old-2", parent.state));
     assert_eq!(get(other.id).state, WorkspaceState::Destroying);
     assert_eq!(store.forwards(child.id).unwrap().get(&guest), Some(&host));

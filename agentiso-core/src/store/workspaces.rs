@@ -4,64 +4,89 @@ use rusqlite::{OptionalExtension, Row, named_params};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{Store, StoreError, WorkspaceRecord};
-use crate::types::{GuestPort, HostPort, MachineUid, WorkspaceId, WorkspaceName};
+use crate::types::{GuestPort, HostPort, MachineUid, Owner, SessionId, WorkspaceId, WorkspaceName};
 
 /// The first user id given to machines when root starts them: above what systemd, containers and accounts use, and
 /// below 2^31, which some programs take for negative.
 const FIRST_MACHINE_UID: u32 = 1_900_000_000;
 
-const COLUMNS: &str = "id, name, state, crashed, created_at, image, base, resources, policy, uid, owner, throwaway_of, forked_from, runtime, boot_time_ms, pooled";
+const COLUMNS: &str = "id, name, state, crashed, created_at, image, base, resources, policy, uid, throwaway_of, forked_from, runtime, boot_time_ms, pooled, operator, session, inherited";
+
+/// Without a row that says who owns it a workspace would be the operator's: what is damaged is given to nobody else.
+const TABLES: &str = "workspaces LEFT JOIN owners ON owners.workspace = workspaces.id";
 
 impl Store {
-    /// Adds a workspace. With `private_uid` it gets a user id that no other one has.
+    /// Adds a workspace of the operator's. With `private_uid` it gets a user id that no other one has.
     ///
     /// # Errors
     /// [`StoreError::NameTaken`], decided in the same transaction.
+    #[cfg(test)]
     pub(crate) fn insert(
         &self,
+        record: WorkspaceRecord,
+        private_uid: bool,
+    ) -> Result<WorkspaceRecord, StoreError> {
+        self.write("add to", |transaction| self.insert_row(transaction, record, private_uid))
+    }
+
+    /// Adds the row of a workspace, and that of its owner, who may have it.
+    pub(super) fn insert_row(
+        &self,
+        transaction: &rusqlite::Transaction<'_>,
         mut record: WorkspaceRecord,
         private_uid: bool,
     ) -> Result<WorkspaceRecord, StoreError> {
-        self.write("add to", |transaction| {
-            if private_uid {
-                record.uid = Some(free_uid(transaction).map_err(self.failed("read"))?);
-            }
-            let row = Columns::of(&record)?;
-            let inserted = transaction.execute(
-                "INSERT INTO workspaces (id, name, state, crashed, created_at, image, base, resources, policy, uid, owner,
+        if private_uid {
+            record.uid = Some(free_uid(transaction).map_err(self.failed("read"))?);
+        }
+        let row = Columns::of(&record)?;
+        let inserted = transaction
+            .execute(
+                "INSERT INTO workspaces (id, name, state, crashed, created_at, image, base, resources, policy, uid,
                      throwaway_of, forked_from, runtime, boot_time_ms, pooled)
-                 VALUES (:id, :name, :state, :crashed, :created_at, :image, :base, :resources, :policy, :uid, :owner,
+                 VALUES (:id, :name, :state, :crashed, :created_at, :image, :base, :resources, :policy, :uid,
                      :throwaway_of, :forked_from, :runtime, :boot_time_ms, :pooled)
                  ON CONFLICT (name) DO NOTHING",
                 named_params! {
                     ":id": row.id, ":name": row.name, ":state": row.state, ":crashed": row.crashed,
                     ":created_at": row.created_at, ":image": row.image, ":base": row.base, ":resources": row.resources,
-                    ":policy": row.policy, ":uid": row.uid, ":owner": row.owner, ":throwaway_of": row.throwaway_of,
+                    ":policy": row.policy, ":uid": row.uid, ":throwaway_of": row.throwaway_of,
                     ":forked_from": row.forked_from, ":runtime": row.runtime, ":boot_time_ms": row.boot_time_ms,
                     ":pooled": row.pooled,
                 },
-            );
-            match inserted.map_err(self.failed("add to"))? {
-                0 => Err(StoreError::NameTaken { name: row.name }),
-                _ => Ok(()),
-            }
-        })?;
+            )
+            .map_err(self.failed("add to"))?;
+        if inserted == 0 {
+            return Err(StoreError::NameTaken { name: row.name });
+        }
+        transaction
+            .execute(
+                "INSERT INTO owners (workspace, operator, session, memory_mb, disk_gb) VALUES (?1, ?2, ?3, ?4, ?5)",
+                (
+                    row.id,
+                    row.operator,
+                    row.session,
+                    record.resources.memory_mb.get(),
+                    record.resources.disk_gb.get(),
+                ),
+            )
+            .map_err(self.failed("add to"))?;
         Ok(record)
     }
 
-    /// Writes what may change of a workspace. The caller holds its lock.
+    /// Writes what may change of a workspace, but for its owner. The caller holds its lock.
     pub(crate) fn update(&self, record: &WorkspaceRecord) -> Result<(), StoreError> {
         let row = Columns::of(record)?;
         self.write("update", |transaction| {
             transaction
                 .execute(
                     "UPDATE workspaces SET state = :state, crashed = :crashed, policy = :policy,
-                         throwaway_of = :throwaway_of, runtime = :runtime, boot_time_ms = :boot_time_ms, owner = :owner
+                         throwaway_of = :throwaway_of, runtime = :runtime, boot_time_ms = :boot_time_ms
                      WHERE id = :id",
                     named_params! {
                         ":id": row.id, ":state": row.state, ":crashed": row.crashed, ":policy": row.policy,
                         ":throwaway_of": row.throwaway_of, ":runtime": row.runtime,
-                        ":boot_time_ms": row.boot_time_ms, ":owner": row.owner,
+                        ":boot_time_ms": row.boot_time_ms,
                     },
                 )
                 .map_err(self.failed("update"))?;
@@ -69,26 +94,38 @@ impl Store {
         })
     }
 
-    /// Makes a machine that waited in a pool a workspace like any other, under its new name.
+    /// Makes a machine that waited in a pool a workspace like any other, under its new name and with its new owner, who
+    /// may have it.
     ///
     /// # Errors
-    /// [`StoreError::NameTaken`], decided in the same transaction; nothing is changed then.
-    pub(crate) fn take_from_pool(&self, record: &WorkspaceRecord) -> Result<(), StoreError> {
+    /// [`StoreError::NameTaken`], decided in the same transaction.
+    pub(super) fn take_row_from_pool(
+        &self,
+        transaction: &rusqlite::Transaction<'_>,
+        record: &WorkspaceRecord,
+    ) -> Result<(), StoreError> {
         let row = Columns::of(record)?;
-        self.write("update", |transaction| {
-            let updated = transaction
-                .execute(
-                    "UPDATE OR IGNORE workspaces SET name = :name, created_at = :created_at, pooled = :pooled,
-                         policy = :policy, throwaway_of = :throwaway_of
-                     WHERE id = :id",
-                    named_params! {
-                        ":id": row.id, ":name": row.name, ":created_at": row.created_at, ":pooled": row.pooled,
-                        ":policy": row.policy, ":throwaway_of": row.throwaway_of,
-                    },
-                )
-                .map_err(self.failed("update"))?;
-            if updated == 0 { Err(StoreError::NameTaken { name: row.name }) } else { Ok(()) }
-        })
+        let updated = transaction
+            .execute(
+                "UPDATE OR IGNORE workspaces SET name = :name, created_at = :created_at, pooled = :pooled,
+                     policy = :policy, throwaway_of = :throwaway_of
+                 WHERE id = :id",
+                named_params! {
+                    ":id": row.id, ":name": row.name, ":created_at": row.created_at, ":pooled": row.pooled,
+                    ":policy": row.policy, ":throwaway_of": row.throwaway_of,
+                },
+            )
+            .map_err(self.failed("update"))?;
+        if updated == 0 {
+            return Err(StoreError::NameTaken { name: row.name });
+        }
+        transaction
+            .execute(
+                "UPDATE owners SET operator = ?2, session = ?3 WHERE workspace = ?1",
+                (row.id, row.operator, row.session),
+            )
+            .map_err(self.failed("update"))?;
+        Ok(())
     }
 
     /// Removes a workspace with its forwards and snapshots. Not there: no effect.
@@ -118,7 +155,7 @@ impl Store {
 
     /// All workspaces, in order of their creation. A damaged record is an error in its own place only.
     pub(crate) fn all(&self) -> Result<Vec<Result<WorkspaceRecord, StoreError>>, StoreError> {
-        self.rows("ORDER BY created_at, rowid", [])
+        self.rows("ORDER BY created_at, workspaces.rowid", [])
     }
 
     /// The ids of all workspaces whose id can be read, whatever the rest of their record is like.
@@ -205,6 +242,22 @@ impl Store {
         })
     }
 
+    /// The workspaces that a session may see, its own and orphans, of that name, or whose id begins with these digits; at
+    /// most two.
+    pub(crate) fn visible(
+        &self,
+        session: &SessionId,
+        name: Option<&WorkspaceName>,
+        id_prefix: Option<&str>,
+    ) -> Result<Vec<WorkspaceRecord>, StoreError> {
+        self.select(
+            "WHERE (name = ?2 OR substr(id, 1, length(?3)) = ?3) AND NOT pooled
+                 AND (session = ?1 OR (session IS NULL AND operator = 0))
+             ORDER BY name IS NOT ?2 LIMIT 2",
+            (session.as_str(), name.map(WorkspaceName::as_str), id_prefix),
+        )
+    }
+
     fn find(&self, condition: &str, value: &str) -> Result<Option<WorkspaceRecord>, StoreError> {
         Ok(self.select(&format!("WHERE {condition}"), [value])?.pop())
     }
@@ -224,7 +277,7 @@ impl Store {
     ) -> Result<Vec<Result<WorkspaceRecord, StoreError>>, StoreError> {
         self.read(|connection| {
             let mut statement = connection
-                .prepare_cached(&format!("SELECT {COLUMNS} FROM workspaces {rest}"))
+                .prepare_cached(&format!("SELECT {COLUMNS} FROM {TABLES} {rest}"))
                 .map_err(self.failed("read"))?;
             let rows = statement.query_map(parameters, Columns::read).map_err(self.failed("read"))?;
             rows.map(|row| Ok(row.map_err(self.failed("read"))?.into_record())).collect()
@@ -253,7 +306,9 @@ struct Columns {
     resources: String,
     policy: String,
     uid: Option<u32>,
-    owner: String,
+    operator: bool,
+    session: Option<String>,
+    inherited: bool,
     throwaway_of: Option<String>,
     forked_from: Option<String>,
     runtime: Option<String>,
@@ -274,7 +329,9 @@ impl Columns {
             resources: row.get("resources")?,
             policy: row.get("policy")?,
             uid: row.get("uid")?,
-            owner: row.get("owner")?,
+            operator: row.get::<_, Option<bool>>("operator")?.unwrap_or(true),
+            session: row.get("session")?,
+            inherited: row.get::<_, Option<bool>>("inherited")?.unwrap_or(false),
             throwaway_of: row.get("throwaway_of")?,
             forked_from: row.get("forked_from")?,
             runtime: row.get("runtime")?,
@@ -296,7 +353,12 @@ impl Columns {
             resources: to_json(what, &record.resources)?,
             policy: to_json(what, &record.policy)?,
             uid: record.uid.map(|uid| uid.0),
-            owner: record.owner.clone(),
+            operator: record.owner == Owner::Operator,
+            session: match &record.owner {
+                Owner::Session(session) => Some(session.to_string()),
+                Owner::Operator | Owner::Nobody => None,
+            },
+            inherited: record.inherited,
             throwaway_of: record.throwaway_of.as_ref().map(|process| to_json(what, process)).transpose()?,
             forked_from: record.forked_from.as_ref().map(|origin| to_json(what, origin)).transpose()?,
             runtime: record.runtime.as_ref().map(|runtime| to_json(what, runtime)).transpose()?,
@@ -318,7 +380,14 @@ impl Columns {
             resources: from_json(&name, "resources", &self.resources)?,
             policy: from_json(&name, "policy", &self.policy)?,
             uid: self.uid.map(MachineUid),
-            owner: self.owner,
+            owner: match (self.operator, self.session) {
+                (_, Some(session)) => {
+                    Owner::Session(SessionId::new(session).map_err(|error| damaged(&name, "owner", &error))?)
+                }
+                (true, None) => Owner::Operator,
+                (false, None) => Owner::Nobody,
+            },
+            inherited: self.inherited,
             throwaway_of: self
                 .throwaway_of
                 .map(|json| from_json(&name, "throwaway_of", &json))

@@ -9,14 +9,12 @@ use super::machine::Begin;
 use super::spec::WorkspaceSpec;
 use crate::error::EngineError;
 use crate::network::NetworkPolicy;
+use crate::session::{Claimant, SessionUsage};
 use crate::storage::{DiskOrigin, StorageError};
-use crate::store::{StoreError, WorkspaceRecord};
+use crate::store::WorkspaceRecord;
 use crate::types::{
     BaseId, DiskGib, GuestPort, HostPort, ImageName, ProcessRef, Resources, WorkspaceId, WorkspaceName,
 };
-
-/// Whoever uses the library or the command line owns what they make. Sessions come with the MCP server.
-pub(super) const OPERATOR: &str = "operator";
 
 /// A GiB, in bytes.
 const GIB: u64 = 1 << 30;
@@ -44,6 +42,8 @@ pub(super) struct Plan {
     pub(super) policy: NetworkPolicy,
     pub(super) forwards: BTreeMap<GuestPort, Option<HostPort>>,
     pub(super) throwaway: bool,
+    /// For whom it is made.
+    pub(super) claimant: Claimant,
     pub(super) forked_from: Option<ForkOrigin>,
     /// It is to wait until somebody asks for one like it.
     pub(super) pooled: bool,
@@ -66,15 +66,20 @@ pub(super) struct Reserved {
 
 impl Engine {
     /// Makes a workspace from an image and boots it. Abandoned by its caller or failed, it is as if it had never been.
-    pub(super) async fn create(self: &Arc<Self>, spec: WorkspaceSpec) -> Result<Created, EngineError> {
+    pub(super) async fn create(
+        self: &Arc<Self>,
+        spec: WorkspaceSpec,
+        claimant: Claimant,
+    ) -> Result<Created, EngineError> {
         let image = self.images.find(&spec.image_name()?).await?;
         check_disk(spec.resources.disk_gb, image.bytes, || format!("image {}", image.name))?;
         self.expect_free(spec.name.as_ref()).await?;
+        self.expect_quota(&claimant, 1, spec.resources).await?;
         let (caller, callers) = caller();
         let engine = Arc::clone(self);
         let made = self
             .finish(async move {
-                if let Some(record) = engine.create_from_pool(&image, &spec).await? {
+                if let Some(record) = engine.create_from_pool(&image, &spec, &claimant).await? {
                     if callers.have_gone() {
                         let abandoned = EngineError::Abandoned { workspace: record.name.to_string() };
                         engine.destroy(record.id).await?;
@@ -93,6 +98,7 @@ impl Engine {
                     policy: spec.policy,
                     forwards: spec.forwards,
                     throwaway: spec.throwaway,
+                    claimant,
                     forked_from: None,
                     pooled: false,
                 };
@@ -115,80 +121,109 @@ impl Engine {
         }
     }
 
+    /// Refuses what somebody may not have, before anything is done for it. It is decided for good when the records are
+    /// made.
+    async fn expect_quota(
+        &self,
+        claimant: &Claimant,
+        count: u64,
+        size: Resources,
+    ) -> Result<(), EngineError> {
+        let claimant = claimant.clone();
+        let more = SessionUsage::of(count, size.memory_mb.get().into(), size.disk_gb.get().into());
+        self.records(move |store| store.check_claim(&claimant, more)).await
+    }
+
     /// Gives a new workspace its record and its disk.
     pub(super) async fn reserve(&self, plan: &Plan) -> Result<Reserved, EngineError> {
-        let id = WorkspaceId::random();
-        let lock = self.lock(id).await?;
+        let mut enrolled = self.enroll(plan, 1).await?;
+        match enrolled.pop() {
+            Some(enrolled) => self.give_disk(enrolled, plan.origin).await,
+            None => Err(EngineError::Abandoned { workspace: plan.image.to_string() }),
+        }
+    }
+
+    /// Gives new workspaces their records, all of them or none: here it is decided whether whoever they are for may have
+    /// them.
+    pub(super) async fn enroll(&self, plan: &Plan, count: u32) -> Result<Vec<Reserved>, EngineError> {
         let throwaway_of = match plan.throwaway {
             true => Some(
                 ProcessRef::current()
-                    .map_err(|source| EngineError::operation("create", id.to_string(), source))?,
+                    .map_err(|source| EngineError::operation("create", plan.image.as_str(), source))?,
             ),
             false => None,
         };
-        let draft = WorkspaceRecord {
-            id,
-            name: WorkspaceName::new(format!("ws-{}", &id.to_string()[..8]))?,
-            state: WorkspaceState::Creating,
-            crashed: false,
-            created_at: now(),
-            image: plan.image.clone(),
-            base: plan.base,
-            resources: plan.resources,
-            policy: plan.policy.clone(),
-            uid: None,
-            owner: OPERATOR.to_owned(),
-            throwaway_of,
-            forked_from: plan.forked_from.clone(),
-            runtime: None,
-            boot_time_ms: None,
-            pooled: plan.pooled,
-        };
-        let inserted = self.insert_named(draft, &plan.naming).await;
-        let mut record = match inserted {
-            Ok(record) => record,
-            Err(error) => {
-                lock.remove();
-                return Err(error);
+        let (mut drafts, mut locks) = (Vec::new(), Vec::new());
+        for _ in 0..count {
+            let id = WorkspaceId::random();
+            // A record without a lock would be taken for half made by whoever opens the state folder now.
+            locks.push(self.lock(id).await?);
+            drafts.push(WorkspaceRecord {
+                id,
+                name: match &plan.naming {
+                    Naming::Exactly(name) => name.clone(),
+                    Naming::Numbered(_) | Naming::Any => {
+                        WorkspaceName::new(format!("ws-{}", &id.to_string()[..8]))?
+                    }
+                },
+                state: WorkspaceState::Creating,
+                crashed: false,
+                created_at: now(),
+                image: plan.image.clone(),
+                base: plan.base,
+                resources: plan.resources,
+                policy: plan.policy.clone(),
+                uid: None,
+                owner: plan.claimant.owner(),
+                inherited: false,
+                throwaway_of: throwaway_of.clone(),
+                forked_from: plan.forked_from.clone(),
+                runtime: None,
+                boot_time_ms: None,
+                pooled: plan.pooled,
+            });
+        }
+        let private_uid = rustix::process::geteuid().is_root();
+        let (naming, claimant) = (plan.naming.clone(), plan.claimant.clone());
+        let inserted = self
+            .records(move |store| {
+                let prefix = match &naming {
+                    Naming::Numbered(prefix) => Some(prefix),
+                    Naming::Exactly(_) | Naming::Any => None,
+                };
+                store.insert_claimed(drafts, prefix, &claimant, private_uid)
+            })
+            .await;
+        match inserted {
+            Ok(records) => {
+                Ok(records.into_iter().zip(locks).map(|(record, lock)| Reserved { record, lock }).collect())
             }
-        };
-        let bytes = record.resources.disk_gb.bytes();
-        match self.backends.storage.create_disk(record.disk(), plan.origin, bytes).await {
-            Ok(()) => Ok(Reserved { record, lock }),
             Err(error) => {
-                let undone = self.erase(&mut record).await;
-                lock.remove();
-                Err(with_undo(&record, error.into(), undone))
+                locks.into_iter().for_each(WorkspaceLock::remove);
+                Err(error)
             }
         }
     }
 
-    async fn insert_named(
+    /// Gives a workspace that has a record a disk. On failure nothing of it is left.
+    pub(super) async fn give_disk(
         &self,
-        draft: WorkspaceRecord,
-        naming: &Naming,
-    ) -> Result<WorkspaceRecord, EngineError> {
-        let private_uid = rustix::process::geteuid().is_root();
-        let insert = |record: WorkspaceRecord| self.records(move |store| store.insert(record, private_uid));
-        match naming {
-            Naming::Any => insert(draft).await,
-            Naming::Exactly(name) => match insert(WorkspaceRecord { name: name.clone(), ..draft }).await {
-                Err(EngineError::Store(StoreError::NameTaken { name })) => {
-                    Err(EngineError::NameTaken { name })
-                }
-                other => other,
-            },
-            Naming::Numbered(prefix) => {
-                for number in 1_u32.. {
-                    let name = WorkspaceName::new(format!("{prefix}-{number}"))?;
-                    match insert(WorkspaceRecord { name, ..draft.clone() }).await {
-                        Err(EngineError::Store(StoreError::NameTaken { .. })) => {}
-                        other => return other,
-                    }
-                }
-                Err(EngineError::NameTaken { name: prefix.to_string() })
-            }
+        enrolled: Reserved,
+        origin: DiskOrigin,
+    ) -> Result<Reserved, EngineError> {
+        let bytes = enrolled.record.resources.disk_gb.bytes();
+        match self.backends.storage.create_disk(enrolled.record.disk(), origin, bytes).await {
+            Ok(()) => Ok(enrolled),
+            Err(error) => Err(self.give_up(enrolled, error.into()).await),
         }
+    }
+
+    /// Removes all that a workspace has which could not be made. Returns why.
+    pub(super) async fn give_up(&self, reserved: Reserved, error: EngineError) -> EngineError {
+        let Reserved { mut record, lock } = reserved;
+        let undone = self.erase(&mut record).await;
+        lock.remove();
+        with_undo(&record, error, undone)
     }
 
     /// Boots a reserved workspace and puts its forwards in force. On failure, or when its caller has gone, nothing of

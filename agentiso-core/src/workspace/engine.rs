@@ -18,8 +18,8 @@ use crate::channel::client::GuestClient;
 use crate::config::{Config, Layout};
 use crate::error::EngineError;
 use crate::image::Images;
-use crate::store::{Store, StoreError, WorkspaceRecord};
-use crate::types::{WorkspaceId, WorkspaceName};
+use crate::store::{Store, WorkspaceRecord};
+use crate::types::{SessionId, WorkspaceId, WorkspaceName};
 
 /// A future that an operation hands to [`Engine::locked`].
 pub(super) type Work<'a, T> = Pin<Box<dyn Future<Output = Result<T, EngineError>> + Send + 'a>>;
@@ -55,12 +55,17 @@ impl Engine {
     }
 
     /// Runs a query or change of the records away from the async threads: SQLite waits for other processes.
-    pub(super) async fn records<T: Send + 'static>(
+    pub(super) async fn records<T, E>(
         &self,
-        work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
-    ) -> Result<T, EngineError> {
+        work: impl FnOnce(&Store) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, EngineError>
+    where
+        T: Send + 'static,
+        E: Into<EngineError> + Send + 'static,
+    {
         let store = Arc::clone(&self.store);
-        Ok(tokio::task::spawn_blocking(move || work(&store)).await.map_err(EngineError::Panicked)??)
+        let worked = tokio::task::spawn_blocking(move || work(&store)).await;
+        worked.map_err(EngineError::Panicked)?.map_err(Into::into)
     }
 
     /// Writes the record of a workspace whose lock the caller holds.
@@ -156,16 +161,35 @@ impl Engine {
         {
             return Ok(record);
         }
-        let prefix = given.to_ascii_lowercase();
-        if prefix.len() < 8 || !prefix.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-') {
-            return Err(none());
-        }
+        let Some(prefix) = id_prefix(given) else { return Err(none()) };
         let mut found = self.records(move |store| store.by_id_prefix(&prefix)).await?;
         found.retain(|record| !record.pooled);
         match (found.pop(), found.is_empty()) {
             (None, _) => Err(none()),
             (Some(record), true) => Ok(record),
             (Some(_), false) => Err(EngineError::AmbiguousId { given: shorten(given) }),
+        }
+    }
+
+    /// The same, among the workspaces that a session may see: one that it may not see is as if it were not there.
+    pub(super) async fn find_for(
+        &self,
+        session: &SessionId,
+        given: &str,
+    ) -> Result<WorkspaceRecord, EngineError> {
+        let name = WorkspaceName::new(given).ok();
+        let prefix = id_prefix(given);
+        let wanted = (session.clone(), name.clone());
+        let mut found = self
+            .records(move |store| store.visible(&wanted.0, wanted.1.as_ref(), prefix.as_deref()))
+            .await?
+            .into_iter();
+        match (found.next(), found.next()) {
+            (None, _) => Err(EngineError::NoSuchWorkspace { given: shorten(given) }),
+            // One of that name comes first.
+            (Some(record), None) => Ok(record),
+            (Some(record), Some(_)) if Some(&record.name) == name.as_ref() => Ok(record),
+            (Some(_), Some(_)) => Err(EngineError::AmbiguousId { given: shorten(given) }),
         }
     }
 
@@ -210,6 +234,12 @@ pub(super) fn now() -> u64 {
 /// What people gave, short enough to be repeated to them.
 fn shorten(given: &str) -> String {
     given.chars().take(crate::types::MAX_NAME_BYTES + 1).collect()
+}
+
+/// The beginning of an id, as the records have it, if that is what was given.
+fn id_prefix(given: &str) -> Option<String> {
+    let is_one = given.len() >= 8 && given.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
+    is_one.then(|| given.to_ascii_lowercase())
 }
 
 /// Held by whoever waits for a piece of work; dropping it tells the work that nobody waits any more.

@@ -11,6 +11,7 @@ use super::machine::Begin;
 use super::snapshot::{Draft, KeptMemory};
 use super::spec::{ForkSpec, MAX_FORKS};
 use crate::error::EngineError;
+use crate::session::Claimant;
 use crate::storage::DiskOrigin;
 use crate::store::{SnapshotRecord, WorkspaceRecord};
 use crate::types::{SnapshotId, WorkspaceId, WorkspaceName};
@@ -25,6 +26,7 @@ impl Engine {
         self: &Arc<Self>,
         id: WorkspaceId,
         spec: ForkSpec,
+        claimant: Claimant,
     ) -> Result<ForkReport, EngineError> {
         if !(1..=MAX_FORKS).contains(&spec.count) {
             return Err(EngineError::OutOfBounds {
@@ -46,19 +48,25 @@ impl Engine {
         let report = self
             .finish(async move {
                 let (parent, record) = engine.lock_record(id).await?;
-                let point = engine.fork_point(&record, &spec).await?;
-                let name = (!point.snapshot.hidden).then(|| point.snapshot.name.clone());
+                let snapshot = match &spec.snapshot {
+                    Some(name) => Some(engine.find_snapshot(&record, name).await?),
+                    None => None,
+                };
+                let name = snapshot.as_ref().map(|snapshot| snapshot.name.clone());
                 let origin = ForkOrigin { workspace_id: id, name: record.name.to_string(), snapshot: name };
-                let plan = fork_plan(&record, &spec, &point, origin.clone());
+                let plan = fork_plan(&record, &spec, claimant, origin.clone());
+                // All of them may be had, under these names, before the parent stands still for any.
+                let forks = engine.enroll(&plan, spec.count).await?;
+                let point = match engine.fork_point(&record, snapshot, &spec).await {
+                    Ok(point) => point,
+                    Err(error) => return Err(engine.give_up_all(forks, error).await),
+                };
+                let plan = Plan { begin: point.begin, origin: point.origin(&record), ..plan };
                 let mut boots = Boots::new(&engine, plan, callers);
-                let reserved = engine.reserve_forks(&mut boots, spec.count).await;
+                engine.reserve_forks(&mut boots, forks).await;
                 engine.shorten_afterwards(&record).await;
                 // From here on the forks have disks of their own; their parent is free.
                 drop(parent);
-                if reserved.is_err() {
-                    engine.drop_hidden_snapshots(id).await;
-                }
-                reserved?;
                 let mut report = boots.report(origin).await;
                 report.standstill = point.standstill;
                 if point.snapshot.hidden {
@@ -70,24 +78,35 @@ impl Engine {
         caller.received(report)
     }
 
-    /// Gives each fork its record and its disk, while the parent's lock keeps what they begin from, and lets it start.
-    async fn reserve_forks(&self, boots: &mut Boots, count: u32) -> Result<(), EngineError> {
-        for number in 1..=count {
-            match self.reserve(&boots.plan).await {
+    /// Gives each fork its disk, while the parent's lock keeps what they begin from, and lets it start.
+    async fn reserve_forks(&self, boots: &mut Boots, forks: Vec<Reserved>) {
+        let origin = boots.plan.origin;
+        for (number, fork) in (1..).zip(forks) {
+            let name = fork.record.name.to_string();
+            match self.give_disk(fork, origin).await {
                 Ok(fork) => boots.start(number, fork),
-                // A name that is taken was the caller's choice: nothing was done yet.
-                Err(error @ EngineError::NameTaken { .. }) => return Err(error),
-                Err(error) => boots.failed(wanted_name(&boots.plan, number), &error),
+                Err(error) => boots.failed(name, &error),
             }
         }
-        Ok(())
+    }
+
+    /// Removes forks that have nothing but a record yet. Returns why.
+    async fn give_up_all(&self, forks: Vec<Reserved>, mut error: EngineError) -> EngineError {
+        for fork in forks {
+            error = self.give_up(fork, error).await;
+        }
+        error
     }
 
     /// The snapshot that forks begin from: the one that was named, or a new hidden one, with memory if the workspace
     /// runs.
-    async fn fork_point(&self, parent: &WorkspaceRecord, spec: &ForkSpec) -> Result<ForkPoint, EngineError> {
-        if let Some(name) = &spec.snapshot {
-            let snapshot = self.find_snapshot(parent, name).await?;
+    async fn fork_point(
+        &self,
+        parent: &WorkspaceRecord,
+        snapshot: Option<SnapshotRecord>,
+        spec: &ForkSpec,
+    ) -> Result<ForkPoint, EngineError> {
+        if let Some(snapshot) = snapshot {
             let begin = match snapshot.memory && !spec.disk_only {
                 true => self.begin_of(parent, &snapshot).await?,
                 false => Begin::Boot,
@@ -189,7 +208,15 @@ struct ForkPoint {
     standstill: Option<Standstill>,
 }
 
-fn fork_plan(parent: &WorkspaceRecord, spec: &ForkSpec, point: &ForkPoint, origin: ForkOrigin) -> Plan {
+impl ForkPoint {
+    /// What a fork's disk begins with.
+    fn origin(&self, parent: &WorkspaceRecord) -> DiskOrigin {
+        DiskOrigin::Snapshot { disk: parent.disk(), snapshot: self.snapshot.id }
+    }
+}
+
+/// What is known of forks before there is anything that they can begin with: that is put in its place then.
+fn fork_plan(parent: &WorkspaceRecord, spec: &ForkSpec, claimant: Claimant, origin: ForkOrigin) -> Plan {
     Plan {
         naming: match (&spec.name, &spec.prefix) {
             (Some(name), _) => Naming::Exactly(name.clone()),
@@ -197,13 +224,14 @@ fn fork_plan(parent: &WorkspaceRecord, spec: &ForkSpec, point: &ForkPoint, origi
         },
         image: parent.image.clone(),
         base: parent.base,
-        origin: DiskOrigin::Snapshot { disk: parent.disk(), snapshot: point.snapshot.id },
-        begin: point.begin,
+        origin: DiskOrigin::Base(parent.base),
+        begin: Begin::Boot,
         resources: parent.resources,
         policy: parent.policy.clone(),
         // A forward leads to one machine; forks get none.
         forwards: std::collections::BTreeMap::new(),
         throwaway: false,
+        claimant,
         forked_from: Some(origin),
         pooled: false,
     }
@@ -211,13 +239,4 @@ fn fork_plan(parent: &WorkspaceRecord, spec: &ForkSpec, point: &ForkPoint, origi
 
 fn worker(record: &WorkspaceRecord) -> ForkWorker {
     ForkWorker { workspace_id: record.id, name: record.name.to_string(), state: record.state }
-}
-
-fn wanted_name(plan: &Plan, number: u32) -> String {
-    let shown = |name: &WorkspaceName| name.to_string();
-    match &plan.naming {
-        Naming::Exactly(name) => shown(name),
-        Naming::Numbered(prefix) => format!("{prefix}-{number}"),
-        Naming::Any => String::new(),
-    }
 }

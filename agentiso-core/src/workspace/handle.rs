@@ -13,8 +13,9 @@ use crate::channel::client::{CollectOptions, ExecOutput, ExecSpec, GuestClient};
 use crate::error::EngineError;
 use crate::hypervisor::MachineLog;
 use crate::network::NetworkPolicy;
+use crate::session::Claimant;
 use crate::store::WorkspaceRecord;
-use crate::types::{GuestPort, HostPort, SnapshotName, WorkspaceId, WorkspaceName};
+use crate::types::{GuestPort, HostPort, SessionId, SnapshotName, WorkspaceId, WorkspaceName};
 
 /// A workspace: a machine with a disk, running or not.
 ///
@@ -101,13 +102,18 @@ impl Workspace {
         self.engine.destroy(self.id).await
     }
 
-    /// A client of the agent in its machine: commands with streams, files, archives, background jobs.
+    /// A client of the agent in its machine: commands with streams, files, archives, background jobs. After an adoption
+    /// the environment that the earlier owner had set is removed first.
     ///
     /// # Errors
-    /// It does not run, or is paused.
+    /// It does not run, or is paused; that environment could not be removed.
     pub async fn guest(&self) -> Result<GuestClient, EngineError> {
         let record = self.engine.record(self.id).await?;
-        self.engine.client(&record)
+        let client = self.engine.client(&record)?;
+        if record.inherited {
+            self.engine.clear_inherited_environment(self.id).await?;
+        }
+        Ok(client)
     }
 
     /// Runs a command with `/bin/sh -c` and returns what it printed: at most 120 s, at most 256 KiB of each stream.
@@ -197,7 +203,16 @@ impl Workspace {
     /// No such snapshot, or its memory cannot be used here; its processes did not stand still within 2 s; the name is
     /// taken; the host's disk is full. Nothing was made then, and it runs on.
     pub async fn fork(&self, spec: ForkSpec) -> Result<ForkReport, EngineError> {
-        self.engine.fork(self.id, spec).await
+        self.fork_for(spec, Claimant::Operator).await
+    }
+
+    /// Makes forks of it for somebody.
+    pub(crate) async fn fork_for(
+        &self,
+        spec: ForkSpec,
+        claimant: Claimant,
+    ) -> Result<ForkReport, EngineError> {
+        self.engine.fork(self.id, spec, claimant).await
     }
 
     /// Lets it, a fork, take the place of the workspace it was forked from: it gets that one's name, forwards, owner and
@@ -210,7 +225,16 @@ impl Workspace {
     /// changed then. The records cannot be written: the parent is stopped then. Whatever fails once the names are
     /// exchanged is told by the report.
     pub async fn promote(&self, spec: PromoteSpec) -> Result<PromoteReport, EngineError> {
-        self.engine.promote(self.id, spec).await
+        self.engine.promote(self.id, spec, None).await
+    }
+
+    /// The same for a session, which must own all that is concerned.
+    pub(crate) async fn promote_for(
+        &self,
+        session: &SessionId,
+        spec: PromoteSpec,
+    ) -> Result<PromoteReport, EngineError> {
+        self.engine.promote(self.id, spec, Some(session.clone())).await
     }
 
     /// Forwards a TCP port of the host's loopback to a port of the guest, and does so again after each start. A free

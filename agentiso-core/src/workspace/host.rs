@@ -14,8 +14,9 @@ use crate::backends::Backends;
 use crate::config::Config;
 use crate::error::EngineError;
 use crate::image::Images;
+use crate::session::{AuthManager, Claimant, SessionQuota, Sessions};
 use crate::store::{Store, WorkspaceRecord};
-use crate::types::{ImageName, ProcessRef, Resources};
+use crate::types::{ImageName, Owner, ProcessRef, Resources, SessionId};
 
 /// A state folder and the workspaces in it.
 ///
@@ -61,8 +62,17 @@ impl Host {
     /// Unknown image, name taken, disk too small for the image, a policy this network cannot enforce, host port taken,
     /// a machine that does not start (the error carries the end of its console).
     pub async fn create(&self, spec: WorkspaceSpec) -> Result<Workspace, EngineError> {
+        self.create_for(spec, Claimant::Operator).await
+    }
+
+    /// Makes a workspace for somebody.
+    pub(crate) async fn create_for(
+        &self,
+        spec: WorkspaceSpec,
+        claimant: Claimant,
+    ) -> Result<Workspace, EngineError> {
         self.engine.check_policy(&spec.policy)?;
-        let Created { record, from_pool } = self.engine.create(spec).await?;
+        let Created { record, from_pool } = self.engine.create(spec, claimant).await?;
         Ok(self.handle(record).taken_from_pool(from_pool))
     }
 
@@ -111,6 +121,46 @@ impl Host {
     /// There is none, or several ids begin that way.
     pub async fn workspace(&self, name_or_id: &str) -> Result<Workspace, EngineError> {
         Ok(self.handle(self.engine.find(name_or_id).await?))
+    }
+
+    /// Finds a workspace that a session may see, its own or an orphan, and says whose it is.
+    pub(crate) async fn workspace_for(
+        &self,
+        session: &SessionId,
+        given: &str,
+    ) -> Result<(Workspace, Owner), EngineError> {
+        let record = self.engine.find_for(session, given).await?;
+        let owner = record.owner.clone();
+        Ok((self.handle(record), owner))
+    }
+
+    /// The sessions of the state folder, each of which may have this much.
+    pub fn sessions(&self, quota: SessionQuota) -> Sessions {
+        Sessions::new(self.clone(), AuthManager::open(Arc::clone(&self.engine.store), quota))
+    }
+
+    /// Lets sessions see and adopt a workspace of the operator's: it is nobody's then. Nobody's already: no effect.
+    ///
+    /// # Errors
+    /// There is none, or it belongs to a session.
+    pub async fn share(&self, name_or_id: &str) -> Result<Workspace, EngineError> {
+        self.give_orphan(name_or_id, Owner::Nobody).await
+    }
+
+    /// Takes a workspace back that was shared and that no session has adopted. The operator's already: no effect.
+    ///
+    /// # Errors
+    /// There is none, or it belongs to a session.
+    pub async fn unshare(&self, name_or_id: &str) -> Result<Workspace, EngineError> {
+        self.give_orphan(name_or_id, Owner::Operator).await
+    }
+
+    /// Gives a workspace that is no session's to the operator, or to nobody.
+    async fn give_orphan(&self, name_or_id: &str, to: Owner) -> Result<Workspace, EngineError> {
+        let record = self.engine.find(name_or_id).await?;
+        let id = record.id;
+        self.engine.records(move |store| store.give_orphan(id, &to)).await?;
+        Ok(self.handle(record))
     }
 
     /// The base images.

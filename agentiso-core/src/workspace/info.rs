@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::network::NetworkPolicy;
-use crate::types::{GuestPort, HostPort, Resources, SnapshotId, WorkspaceId};
+use crate::types::{GuestPort, HostPort, Owner, Resources, SnapshotId, WorkspaceId};
 
 /// What a workspace does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -58,8 +58,8 @@ pub struct WorkspaceSummary {
     pub resources: Resources,
     /// The guest's address, while it has one.
     pub ip: Option<String>,
-    /// Who owns it.
-    pub owner: String,
+    /// Who owns it: `operator`, a session's name, or `nobody`.
+    pub owner: Owner,
     /// Whether it goes with the process that made it.
     pub throwaway: bool,
 }

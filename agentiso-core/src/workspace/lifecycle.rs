@@ -184,6 +184,28 @@ impl Engine {
         Ok(())
     }
 
+    /// Removes from a machine's memory what an earlier owner of its workspace had set for all commands, if that is still
+    /// to be done. A machine that is paused keeps it until somebody can use it.
+    pub(super) async fn clear_inherited_environment(
+        self: &Arc<Self>,
+        id: WorkspaceId,
+    ) -> Result<(), EngineError> {
+        self.locked(id, move |engine, record| {
+            Box::pin(async move {
+                if !record.inherited {
+                    return Ok(());
+                }
+                if engine.living(record).is_some() {
+                    engine.client(record)?.env_clear().await.map_err(|source| {
+                        EngineError::operation("clear the environment of", record.name.as_str(), source)
+                    })?;
+                }
+                engine.records(move |store| store.set_environment_cleared(id)).await
+            })
+        })
+        .await
+    }
+
     pub(super) async fn keep(self: &Arc<Self>, id: WorkspaceId) -> Result<(), EngineError> {
         self.locked(id, |engine, record| {
             Box::pin(async move {

@@ -99,7 +99,12 @@ impl Engine {
             .await
             .map_err(|source| EngineError::operation("configure", record.name.as_str(), source))?;
         tracing::debug!(machine = %record.id, ?launched, ?saved, configured = ?begun.elapsed(), "booted");
-        if let Begin::Clone(_) = begin {
+        if let Begin::Clone(memory) = begin {
+            if self.records(move |store| store.is_snapshot_inherited(memory)).await? {
+                client.env_clear().await.map_err(|source| {
+                    EngineError::operation("clear the environment of", record.name.as_str(), source)
+                })?;
+            }
             client
                 .thaw()
                 .await

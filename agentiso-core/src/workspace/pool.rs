@@ -21,6 +21,7 @@ use crate::channel::client::Configure;
 use crate::error::EngineError;
 use crate::image::Image;
 use crate::network::NetworkPolicy;
+use crate::session::Claimant;
 use crate::store::{StoreError, WorkspaceRecord};
 use crate::types::{BaseId, ImageName, Resources, guest_hostname};
 
@@ -201,6 +202,7 @@ impl Engine {
         &self,
         image: &Image,
         spec: &WorkspaceSpec,
+        claimant: &Claimant,
     ) -> Result<Option<WorkspaceRecord>, EngineError> {
         let begun = Instant::now();
         let Some(Reserved { mut record, lock }) = self.waiting(image, spec.resources) else {
@@ -212,13 +214,13 @@ impl Engine {
         record.policy = spec.policy.clone();
         record.created_at = now();
         record.pooled = false;
+        record.owner = claimant.owner();
         if let Some(name) = &spec.name {
             record.name = name.clone();
         }
-        let row = record.clone();
-        let taken = match self.records(move |store| store.take_from_pool(&row)).await {
+        let (row, claimant) = (record.clone(), claimant.clone());
+        let taken = match self.records(move |store| store.take_from_pool(&row, &claimant)).await {
             Ok(()) => self.introduce(&mut record, spec, begun).await,
-            Err(EngineError::Store(StoreError::NameTaken { name })) => Err(EngineError::NameTaken { name }),
             Err(error) => Err(error),
         };
         let Err(error) = taken else { return Ok(Some(record)) };
@@ -226,6 +228,7 @@ impl Engine {
         match error {
             // What was asked for cannot be had, from a pool or not.
             EngineError::NameTaken { .. }
+            | EngineError::Session(_)
             | EngineError::Network(_)
             | EngineError::Store(StoreError::PortTaken { .. }) => Err(error),
             error => {
@@ -284,6 +287,7 @@ impl Engine {
             policy: NetworkPolicy::default(),
             forwards: std::collections::BTreeMap::new(),
             throwaway: true,
+            claimant: Claimant::Operator,
             forked_from: None,
             pooled: true,
         };

@@ -12,7 +12,7 @@ use crate::channel::client::Configure;
 use crate::error::EngineError;
 use crate::network::NetworkError;
 use crate::store::{Promotion, WorkspaceRecord};
-use crate::types::{WorkspaceId, WorkspaceName, guest_hostname};
+use crate::types::{SessionId, WorkspaceId, WorkspaceName, guest_hostname};
 
 /// How often the locks are taken anew because another fork was made meanwhile.
 const LOCK_TRIES: u32 = 8;
@@ -64,6 +64,25 @@ impl Family {
         self.others.iter().map(|other| other.id).chain([self.child.id, self.parent.id]).collect()
     }
 
+    /// Refuses a session that does not own all who are concerned, without telling it of those that it may not see.
+    fn check_owner(&self, session: Option<&SessionId>) -> Result<(), EngineError> {
+        let Some(session) = session else { return Ok(()) };
+        if !self.child.owner.is_session(session) {
+            return Err(EngineError::NoSuchWorkspace { given: self.child.name.to_string() });
+        }
+        if [&self.parent].into_iter().chain(&self.others).all(|member| member.owner.is_session(session)) {
+            return Ok(());
+        }
+        Err(EngineError::Parameters {
+            reason: format!(
+                "the workspace that {} was forked from, or another fork that would be destroyed, does not belong to \
+                 this session",
+                self.child.name
+            ),
+            remedy: "use the fork under its own name".to_owned(),
+        })
+    }
+
     fn take_lock(&mut self, id: WorkspaceId) -> Option<WorkspaceLock> {
         let at = self.locks.iter().position(|(locked, _)| *locked == id)?;
         Some(self.locks.swap_remove(at).1)
@@ -75,10 +94,12 @@ impl Engine {
         self: &Arc<Self>,
         id: WorkspaceId,
         spec: PromoteSpec,
+        session: Option<SessionId>,
     ) -> Result<PromoteReport, EngineError> {
         let engine = Arc::clone(self);
         self.finish(async move {
             let family = engine.lock_family(id, spec).await?;
+            family.check_owner(session.as_ref())?;
             engine.promote_locked(family, spec).await
         })
         .await

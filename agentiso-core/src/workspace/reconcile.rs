@@ -14,6 +14,7 @@ use crate::backends::Backends;
 use crate::channel::ChannelRecord;
 use crate::error::EngineError;
 use crate::network::NetworkRecord;
+use crate::session::{Claimant, SystemClock};
 use crate::storage::StorageError;
 use crate::store::WorkspaceRecord;
 use crate::types::{ProcessRef, SnapshotId, WorkspaceId};
@@ -33,6 +34,7 @@ impl Engine {
     /// Puts right what can be. What cannot is said in a warning and tried again by the next opener: one broken
     /// workspace does not keep the others from being used.
     pub(super) async fn reconcile(&self) -> Result<(), EngineError> {
+        self.records(|store| store.end_old_sessions(Claimant::now(&SystemClock))).await?;
         let traces = self.traces().await?;
         for row in self.records(|store| store.all()).await? {
             match row {

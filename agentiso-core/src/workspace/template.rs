@@ -9,7 +9,6 @@ use std::{sync::Arc, time::Duration};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use super::create::OPERATOR;
 use super::engine::{Callers, Engine, caller, now};
 use super::info::WorkspaceState;
 use super::lock::WorkspaceLock;
@@ -21,7 +20,7 @@ use crate::image::{Assets, Image};
 use crate::network::NetworkPolicy;
 use crate::storage::{DiskOrigin, Outcome};
 use crate::store::{TemplateRecord, WorkspaceRecord};
-use crate::types::{DiskId, ImageName, MachineUid, Resources, SnapshotId, WorkspaceId, WorkspaceName};
+use crate::types::{DiskId, ImageName, MachineUid, Owner, Resources, SnapshotId, WorkspaceId, WorkspaceName};
 
 /// How long a template is kept that nobody uses.
 const KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -290,7 +289,8 @@ fn template_workspace(id: Uuid, image: &Image, resources: Resources) -> Result<W
         resources,
         policy: NetworkPolicy::default(),
         uid: rustix::process::geteuid().is_root().then_some(MachineUid(uid)),
-        owner: OPERATOR.to_owned(),
+        owner: Owner::Operator,
+        inherited: false,
         throwaway_of: None,
         forked_from: None,
         runtime: None,

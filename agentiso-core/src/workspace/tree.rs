@@ -40,6 +40,26 @@ pub struct TreeNode {
     pub forks: Vec<TreeNode>,
 }
 
+impl TreeNode {
+    /// These trees without the nodes that are not in `ids`; what hung below one of those is a root.
+    pub(crate) fn only(trees: Vec<Self>, ids: &BTreeSet<WorkspaceId>) -> Vec<Self> {
+        let mut order = Order::new();
+        let mut nodes = BTreeMap::new();
+        // Without recursion, as below.
+        let mut waiting: Vec<_> = trees.into_iter().rev().map(|tree| (tree, None)).collect();
+        while let Some((mut node, parent)) = waiting.pop() {
+            let seen = ids.contains(&node.workspace_id);
+            let id = seen.then_some(node.workspace_id);
+            waiting.extend(std::mem::take(&mut node.forks).into_iter().rev().map(|fork| (fork, id)));
+            if seen {
+                order.push((node.workspace_id, parent));
+                nodes.insert(node.workspace_id, node);
+            }
+        }
+        assemble(&order, nodes)
+    }
+}
+
 impl Engine {
     /// Memory of a workspace's machine, if it has one and that can be found out.
     pub(super) async fn memory_usage(&self, record: &WorkspaceRecord) -> Option<MemoryUsage> {

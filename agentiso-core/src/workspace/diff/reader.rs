@@ -4,6 +4,7 @@ use super::DiffSide;
 use crate::channel::client::{Configure, GuestClient};
 use crate::error::EngineError;
 use crate::network::NetworkPolicy;
+use crate::session::Claimant;
 use crate::storage::DiskOrigin;
 use crate::store::WorkspaceRecord;
 use crate::types::{WorkspaceId, WorkspaceName, guest_hostname};
@@ -147,6 +148,8 @@ fn helper_plan(
         policy: NetworkPolicy::default(),
         forwards: std::collections::BTreeMap::new(),
         throwaway: true,
+        // Nobody's to use: it goes when the comparison has ended.
+        claimant: Claimant::Operator,
         forked_from: Some(ForkOrigin { workspace_id: parent.id, name: parent.name.to_string(), snapshot }),
         pooled: false,
     })

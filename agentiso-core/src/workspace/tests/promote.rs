@@ -1,6 +1,7 @@
 use super::recovery::{Victim, called};
 use super::tree::fork;
 use super::{Scene, create, eventually};
+use crate::session::SessionQuota;
 use crate::testkit::{Fault, METHODS};
 use crate::types::{GuestPort, HostPort, ProcessRef};
 use crate::{EngineError, Host, PromoteReport, PromoteSpec, Workspace, WorkspaceState};
@@ -120,9 +121,9 @@ async fn owner_and_lifetime_are_the_parents() {
     let (host, child) = family(&scene).await;
     let parent = host.workspace("p").await.unwrap().id();
     let store = crate::store::Store::open(&scene.config().layout().database()).unwrap();
-    let mut record = store.get(parent).unwrap().unwrap();
-    record.owner = "session-7".to_owned();
-    store.update(&record).unwrap();
+    let session = host.sessions(SessionQuota::default()).open("session-7").await.unwrap();
+    host.share("p").await.unwrap();
+    session.adopt("p", false).await.unwrap();
     let mut record = store.get(child.id()).unwrap().unwrap();
     record.throwaway_of = Some(ProcessRef::current().unwrap());
     store.update(&record).unwrap();
@@ -130,7 +131,7 @@ async fn owner_and_lifetime_are_the_parents() {
     child.promote(KEEP).await.unwrap();
 
     let (promoted, old) = (store.get(child.id()).unwrap().unwrap(), store.get(parent).unwrap().unwrap());
-    assert_eq!((promoted.owner.as_str(), old.owner.as_str()), ("session-7", "session-7"));
+    assert_eq!((promoted.owner, old.owner), (session.id().clone().into(), session.id().clone().into()));
     assert_eq!((promoted.throwaway_of, old.throwaway_of), (None, None));
 }
 
