@@ -1,33 +1,23 @@
 //! On whose behalf tools act: the one place that decides which workspaces a call sees and operates.
 
 use agentiso_core::{
-    ForkReport, ForkSpec, Host, PromoteReport, PromoteSpec, TreeNode, Workspace, WorkspaceSpec,
-    WorkspaceSummary,
+    DiffSpec, DiffStream, ForkReport, ForkSpec, PromoteReport, PromoteSpec, TreeNode, Workspace,
+    WorkspaceInfo, WorkspaceSpec, WorkspaceSummary,
+    session::{Adoption, Call, Class, Seen, Session},
 };
 
-use crate::{audit::Touched, failure::Failure, tools::Class};
+use crate::{audit::Touched, failure::Failure, tools};
 
-/// Who owns what is made by whoever can open the state folder.
-const OPERATOR: &str = "operator";
-
-/// A principal at work.
+/// A session at work.
 #[derive(Clone)]
 pub(crate) struct Caller {
-    host: Host,
+    session: Session,
     touched: Touched,
 }
 
-/// A workspace that a caller sees.
-pub(crate) struct Seen {
-    pub(crate) summary: WorkspaceSummary,
-    /// Whether it belongs to the caller.
-    pub(crate) owned: bool,
-}
-
 impl Caller {
-    /// The operator, who sees and operates everything.
-    pub(crate) fn operator(host: Host) -> Self {
-        Self { host, touched: Touched::default() }
+    pub(crate) fn new(session: Session) -> Self {
+        Self { session, touched: Touched::default() }
     }
 
     /// The same, with an account of its own of what it touches.
@@ -42,75 +32,82 @@ impl Caller {
 
     /// What logs call it.
     pub(crate) fn name(&self) -> &str {
-        OPERATOR
+        self.session.id().as_str()
     }
 
-    /// Begins a call of this class.
-    pub(crate) async fn enter(&self, _class: Class) -> Result<(), Failure> {
-        Ok(())
+    /// Begins a call of this class, which has ended when the value is dropped.
+    pub(crate) async fn enter(&self, class: tools::Class) -> Result<Call, Failure> {
+        let class = match class {
+            tools::Class::Create => Class::Create,
+            tools::Class::Exec => Class::Exec,
+            tools::Class::Other => Class::Other,
+        };
+        Ok(self.session.enter(class).await?)
     }
 
-    /// A workspace that it may operate.
+    /// A workspace of its own.
     pub(crate) async fn workspace(&self, given: &str) -> Result<Workspace, Failure> {
-        let workspace = self.host.workspace(given).await?;
+        let workspace = self.session.workspace(given).await?;
         self.touched.add(workspace.id());
         Ok(workspace)
     }
 
-    /// A workspace that it may look at, and whether it owns it.
-    pub(crate) async fn see(&self, given: &str) -> Result<(Workspace, bool), Failure> {
-        let workspace = self.host.workspace(given).await?;
-        self.touched.add(workspace.id());
-        let owned = workspace.info().await?.summary.owner == OPERATOR;
-        Ok((workspace, owned))
+    /// Everything about a workspace that it sees, its own or nobody's.
+    pub(crate) async fn info(&self, given: &str) -> Result<Seen<WorkspaceInfo>, Failure> {
+        let info = self.session.info(given).await?;
+        self.touched.add(info.seen.summary.workspace_id);
+        Ok(info)
     }
 
     /// The workspaces that it sees.
-    pub(crate) async fn list(&self) -> Result<Vec<Seen>, Failure> {
-        let all = self.host.list().await?;
-        Ok(all.into_iter().map(|summary| Seen { owned: summary.owner == OPERATOR, summary }).collect())
+    pub(crate) async fn list(&self) -> Result<Vec<Seen<WorkspaceSummary>>, Failure> {
+        Ok(self.session.list().await?)
     }
 
     /// Makes a workspace of its own.
     pub(crate) async fn create(&self, spec: WorkspaceSpec) -> Result<Workspace, Failure> {
-        let workspace = self.host.create(spec).await?;
+        let workspace = self.session.create(spec).await?;
         self.touched.add(workspace.id());
         Ok(workspace)
     }
 
-    /// Removes one of its workspaces.
-    pub(crate) async fn destroy(&self, workspace: &Workspace) -> Result<(), Failure> {
-        Ok(workspace.destroy().await?)
-    }
-
     /// Makes forks of one of its workspaces.
-    pub(crate) async fn fork(&self, workspace: &Workspace, spec: ForkSpec) -> Result<ForkReport, Failure> {
-        let report = workspace.fork(spec).await?;
+    pub(crate) async fn fork(&self, given: &str, spec: ForkSpec) -> Result<ForkReport, Failure> {
+        let report = self.session.fork(given, spec).await?;
+        self.touched.add(report.forked_from.workspace_id);
         report.workers.iter().for_each(|worker| self.touched.add(worker.workspace_id));
         Ok(report)
     }
 
     /// Lets one of its forks take the place of the one it was forked from.
-    pub(crate) async fn promote(
-        &self,
-        fork: &Workspace,
-        spec: PromoteSpec,
-    ) -> Result<PromoteReport, Failure> {
-        Ok(fork.promote(spec).await?)
+    pub(crate) async fn promote(&self, given: &str, spec: PromoteSpec) -> Result<PromoteReport, Failure> {
+        let report = self.session.promote(given, spec).await?;
+        self.touched.add(report.promoted.workspace_id);
+        report.parent.iter().for_each(|parent| self.touched.add(parent.workspace_id));
+        Ok(report)
+    }
+
+    /// Compares two of its workspaces.
+    pub(crate) async fn diff(&self, spec: DiffSpec) -> Result<DiffStream, Failure> {
+        Ok(self.session.diff(spec).await?)
     }
 
     /// The trees of forks that it sees.
     pub(crate) async fn tree(&self, root: Option<&str>) -> Result<Vec<TreeNode>, Failure> {
-        Ok(self.host.tree(root).await?)
+        Ok(self.session.tree(root).await?)
     }
 
-    /// Takes over a workspace that nobody owns.
-    pub(crate) async fn adopt(&self, given: &str, _force: bool) -> Result<WorkspaceSummary, Failure> {
-        Ok(self.host.workspace(given).await?.info().await?.summary)
+    /// Takes over a workspace that nobody owns, or with `force` one of an idle session's.
+    pub(crate) async fn adopt(&self, given: &str, force: bool) -> Result<Workspace, Failure> {
+        let workspace = self.session.adopt(given, force).await?;
+        self.touched.add(workspace.id());
+        Ok(workspace)
     }
 
-    /// The state folder, for what is no workspace's.
-    pub(crate) fn host(&self) -> &Host {
-        &self.host
+    /// Takes over all workspaces that nobody owns.
+    pub(crate) async fn adopt_orphans(&self) -> Result<Adoption, Failure> {
+        let adoption = self.session.adopt_orphans().await?;
+        adoption.adopted.iter().for_each(|workspace| self.touched.add(workspace.id()));
+        Ok(adoption)
     }
 }

@@ -64,8 +64,13 @@ fn describe(text: &mut String, tool: &Entry) {
     let _ = writeln!(text, "{}\n", tool.description);
     let _ = writeln!(text, "Rate class `{class}`; {effect}.\n");
     let schema = tool.schema();
-    let required: Vec<&str> =
-        schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+    let required: Vec<&str> = schema
+        .get("required")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
     let properties = schema.get("properties").and_then(Value::as_object);
     let _ = writeln!(text, "| parameter | type | |\n|---|---|---|");
     for (name, property) in properties.into_iter().flatten() {

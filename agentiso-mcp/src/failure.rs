@@ -4,6 +4,7 @@ use agentiso_core::{
     EngineError, ErrorKind, StoreError, Workspace,
     channel::client::{ErrorCode, GuestError},
     image::{CatalogError, ImageError},
+    session::AuthError,
 };
 use rmcp::model::{CallToolResult, ContentBlock};
 use serde::Serialize;
@@ -133,6 +134,12 @@ fn next_step(error: &EngineError, code: ErrorKind) -> String {
         }
         EngineError::Start { .. } => {
             "call workspace_logs for its console; `agentiso doctor` on the host checks that".to_owned()
+        }
+        EngineError::Session(AuthError::NotOwner { .. }) => {
+            "nobody owns it: workspace_adopt makes it this session's".to_owned()
+        }
+        EngineError::Session(AuthError::UnknownWorkspace { .. }) => {
+            "call workspace_list for the workspaces there are".to_owned()
         }
         EngineError::Operation { source, .. } => match source.downcast_ref() {
             Some(GuestError::Refused { code, .. }) => refused_step(*code).to_owned(),

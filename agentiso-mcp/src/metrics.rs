@@ -1,4 +1,5 @@
 //! What the server counts, as Prometheus reads it.
+#![cfg_attr(not(feature = "http"), allow(dead_code, reason = "nobody reads what is counted without HTTP"))]
 
 use std::{
     collections::BTreeMap,

@@ -18,18 +18,16 @@ const MAX_FILE_BYTES: u64 = 8 * 1024 * 1024;
 
 /// The resources there are: a console for each workspace of the caller.
 pub(crate) async fn list(caller: &Caller) -> Result<Vec<Resource>, ErrorData> {
-    caller.enter(tools::Class::Other).await.map_err(|failure| error(&failure))?;
+    let _call = caller.enter(tools::Class::Other).await.map_err(|failure| error(&failure))?;
     let seen = caller.list().await.map_err(|failure| error(&failure))?;
     let consoles =
-        seen.into_iter().filter(|seen| seen.owned && seen.summary.state != WorkspaceState::Destroying);
+        seen.into_iter().filter(|line| line.owned && line.seen.state != WorkspaceState::Destroying);
     Ok(consoles
-        .map(|seen| {
-            Resource::new(
-                format!("{SCHEME}{}/console", seen.summary.workspace_id),
-                format!("{} console", seen.summary.name),
-            )
-            .with_description(format!("What the machine of {} has printed.", seen.summary.name))
-            .with_mime_type("text/plain")
+        .map(|line| {
+            let name = &line.seen.name;
+            Resource::new(format!("{SCHEME}{}/console", line.seen.workspace_id), format!("{name} console"))
+                .with_description(format!("What the machine of {name} has printed."))
+                .with_mime_type("text/plain")
         })
         .collect())
 }
@@ -53,7 +51,7 @@ pub(crate) async fn read(
     uri: &str,
 ) -> Result<ReadResourceResult, ErrorData> {
     let content = async {
-        caller.enter(tools::Class::Other).await?;
+        let _call = caller.enter(tools::Class::Other).await?;
         contents(caller, uri).await
     };
     match content.await {

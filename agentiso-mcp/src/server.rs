@@ -48,7 +48,7 @@ impl Server {
         let account = self.service.account(caller.name(), tool.name, caller.touched());
         let service = &self.service;
         let outcome = Progress::follow(context, |progress| async move {
-            caller.enter(tool.class).await?;
+            let _call = caller.enter(tool.class).await?;
             tool.call(&Call { caller: &caller, service, progress: &progress }, arguments).await
         })
         .await;

@@ -2,11 +2,12 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use agentiso_core::Host;
+use agentiso_core::{EngineError, session::Sessions};
 use tokio::time::Instant;
 
 use crate::{
     audit::{Audit, Touched},
+    caller::Caller,
     folder::TransferFolder,
     metrics::Metrics,
 };
@@ -37,7 +38,7 @@ pub enum SetupError {
 /// A server of any number of clients. Cheap to clone.
 #[derive(Clone)]
 pub struct Service {
-    pub(crate) host: Host,
+    pub(crate) sessions: Sessions,
     pub(crate) transfer: Option<Arc<TransferFolder>>,
     pub(crate) metrics: Arc<Metrics>,
     audit: Option<Arc<Audit>>,
@@ -51,22 +52,27 @@ impl std::fmt::Debug for Service {
 }
 
 impl Service {
-    /// A server of this state folder.
+    /// A server of the sessions of a state folder.
     ///
     /// # Errors
     /// The transfer folder cannot be opened.
-    pub fn new(host: Host, options: &Options) -> Result<Self, SetupError> {
+    pub fn new(sessions: Sessions, options: &Options) -> Result<Self, SetupError> {
         let open = |path: &PathBuf| {
             TransferFolder::open(path)
                 .map_err(|source| SetupError::TransferFolder { path: path.clone(), source })
         };
         Ok(Self {
-            host,
+            sessions,
             transfer: options.transfer_dir.as_ref().map(open).transpose()?.map(Arc::new),
             metrics: Arc::default(),
             audit: options.state_dir.as_deref().map(Audit::at).map(Arc::new),
             state_dir: options.state_dir.as_deref().map(|path| path.display().to_string().into()),
         })
+    }
+
+    /// Begins a session, or goes on with the one of that name.
+    pub(crate) async fn caller(&self, session: &str) -> Result<Caller, EngineError> {
+        Ok(Caller::new(self.sessions.open(session).await?))
     }
 
     /// Begins to keep an account of a call.

@@ -1,8 +1,8 @@
 //! Workspaces from workspaces: forks, their tree, what differs, and which of them goes on.
 
 use agentiso_core::{
-    Change, DiffSide, DiffSpec, EngineError, ForkSpec, PromoteSpec, channel::client::RawPath,
-    types::SnapshotName, types::WorkspaceName,
+    Change, DiffSpec, EngineError, ForkSpec, PromoteSpec, channel::client::RawPath, types::SnapshotName,
+    types::WorkspaceName,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -70,10 +70,9 @@ impl Tool for Fork {
                 "give name_prefix instead, or leave count out",
             ));
         }
-        let workspace = call.caller.workspace(&params.workspace_id).await?;
         call.progress.stage("forking the machine");
         let spec = ForkSpec { snapshot, disk_only: false, count, name: new_name, prefix };
-        let report = call.caller.fork(&workspace, spec).await?;
+        let report = call.caller.fork(&params.workspace_id, spec).await?;
         call.service.metrics.forked(&report);
         Ok(json!(report))
     }
@@ -148,12 +147,12 @@ impl Tool for Diff {
         )?;
         let max = usize::try_from(max).unwrap_or(usize::MAX);
         let spec = DiffSpec {
-            from: side(call, &params.a).await?,
-            to: side(call, &params.b).await?,
+            from: params.a.parse().map_err(EngineError::from)?,
+            to: params.b.parse().map_err(EngineError::from)?,
             path: RawPath::new(path.into_bytes()),
         };
         call.progress.stage("comparing the files");
-        let mut found = call.caller.host().diff(spec).await?;
+        let mut found = call.caller.diff(spec).await?;
         let mut differences = Vec::new();
         let (mut added, mut modified, mut deleted, mut not_compared) = (0_u64, 0_u64, 0_u64, 0_u64);
         while let Some(difference) = found.next().await? {
@@ -181,13 +180,6 @@ impl Tool for Diff {
     }
 }
 
-/// A side of a comparison, told by its id so that nobody else's workspace is ever meant.
-async fn side(call: &Call<'_>, given: &str) -> Result<DiffSide, Failure> {
-    let DiffSide { workspace, snapshot } = given.parse().map_err(EngineError::from)?;
-    let workspace = call.caller.workspace(&workspace).await?.id().to_string();
-    Ok(DiffSide { workspace, snapshot })
-}
-
 pub(crate) struct Promote;
 
 #[derive(Deserialize, JsonSchema)]
@@ -213,9 +205,8 @@ impl Tool for Promote {
     const EXAMPLES: &'static [&'static str] = &[r#"{"workspace_id":"worker-3"}"#];
 
     async fn call(call: &Call<'_>, params: PromoteParams) -> Result<Value, Failure> {
-        let fork = call.caller.workspace(&params.workspace_id).await?;
         call.progress.stage("exchanging the names");
         let spec = PromoteSpec { drop_others: params.drop_others.unwrap_or_default() };
-        Ok(json!(call.caller.promote(&fork, spec).await?))
+        Ok(json!(call.caller.promote(&params.workspace_id, spec).await?))
     }
 }

@@ -1,5 +1,6 @@
 //! Taking over workspaces.
 
+use agentiso_core::session::Adoption;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -35,32 +36,28 @@ impl Tool for Adopt {
 
     async fn call(call: &Call<'_>, params: AdoptParams) -> Result<Value, Failure> {
         let force = params.force.unwrap_or_default();
-        let mut adopted = Vec::new();
-        let mut failures = Vec::new();
-        match params.workspace_id {
-            Some(given) => adopted.push(call.caller.adopt(&given, force).await?),
+        let adoption = match params.workspace_id {
+            Some(given) => {
+                Adoption { adopted: vec![call.caller.adopt(&given, force).await?], ..Adoption::default() }
+            }
             None if force => {
                 return Err(Failure::parameter(
                     "force was given without a workspace",
                     "name the one workspace to take with its full UUID, or leave force out",
                 ));
             }
-            None => {
-                for orphan in call.caller.list().await?.into_iter().filter(|seen| !seen.owned) {
-                    let id = orphan.summary.workspace_id.to_string();
-                    match call.caller.adopt(&id, false).await {
-                        Ok(summary) => adopted.push(summary),
-                        Err(failure) => failures.push(json!({
-                            "name": orphan.summary.name, "error": failure.message(),
-                        })),
-                    }
-                }
-            }
+            None => call.caller.adopt_orphans().await?,
+        };
+        let mut adopted = Vec::new();
+        for workspace in &adoption.adopted {
+            let state = workspace.info().await?.summary.state;
+            adopted.push(json!({ "workspace_id": workspace.id(), "name": workspace.name(), "state": state }));
         }
-        let adopted: Vec<Value> = adopted
-            .iter()
-            .map(|summary| {
-                json!({ "workspace_id": summary.workspace_id, "name": summary.name, "state": summary.state })
+        let failures: Vec<Value> = adoption
+            .left
+            .into_iter()
+            .map(|(workspace, error)| {
+                json!({ "name": workspace.name(), "error": Failure::from(error).message() })
             })
             .collect();
         Ok(json!({ "adopted": adopted, "failures": failures }))

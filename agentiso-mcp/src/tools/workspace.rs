@@ -102,7 +102,7 @@ impl Tool for Destroy {
     async fn call(call: &Call<'_>, params: OneWorkspace) -> Result<Value, Failure> {
         let workspace = call.caller.workspace(&params.workspace_id).await?;
         call.progress.stage("removing the machine and its disk");
-        call.caller.destroy(&workspace).await?;
+        workspace.destroy().await?;
         Ok(json!({ "workspace_id": workspace.id(), "name": workspace.name(), "destroyed": true }))
     }
 }
@@ -210,12 +210,8 @@ impl Tool for List {
             .list()
             .await?
             .into_iter()
-            .filter(|seen| filter.is_none_or(|state| seen.summary.state == state))
-            .map(|seen| {
-                let mut line = json!(seen.summary);
-                line["owned"] = seen.owned.into();
-                line
-            })
+            .filter(|line| filter.is_none_or(|state| line.seen.state == state))
+            .map(|line| json!(line))
             .collect();
         Ok(json!({ "workspaces": workspaces }))
     }
@@ -236,9 +232,6 @@ impl Tool for Info {
     const EXAMPLES: &'static [&'static str] = &[r#"{"workspace_id":"build"}"#];
 
     async fn call(call: &Call<'_>, params: OneWorkspace) -> Result<Value, Failure> {
-        let (workspace, owned) = call.caller.see(&params.workspace_id).await?;
-        let mut info = json!(workspace.info().await?);
-        info["owned"] = owned.into();
-        Ok(info)
+        Ok(json!(call.caller.info(&params.workspace_id).await?))
     }
 }

@@ -1,9 +1,14 @@
 //! A client with an open session, and the server it talks to.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use agentiso_core::{
     Backends, Config, Host,
+    session::{Clock, SessionQuota, Sessions},
     testkit::{FakeGuest, FakeHost, add_image},
 };
 use agentiso_mcp::{Options, Service};
@@ -16,31 +21,28 @@ use tokio::{
 
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
-/// A client with an open session.
-pub(crate) struct Client {
-    pub(crate) input: WriteHalf<DuplexStream>,
-    output: tokio::io::Lines<BufReader<ReadHalf<DuplexStream>>>,
-    next_id: u64,
-    pub(crate) server: JoinHandle<Result<(), agentiso_mcp::ServeError>>,
+/// A clock that runs so fast that no test meets the rate limits.
+#[derive(Debug)]
+struct FastClock(SystemTime);
+
+impl Clock for FastClock {
+    fn now(&self) -> SystemTime {
+        let passed = SystemTime::now().duration_since(self.0).unwrap_or_default();
+        self.0 + passed * 1000
+    }
+}
+
+/// A server on fakes.
+pub(crate) struct Lab {
+    pub(crate) host: Host,
     pub(crate) fakes: FakeHost,
+    pub(crate) service: Service,
     /// The state folder is `state` in it, the transfer folder `transfer`.
     pub(crate) folder: tempfile::TempDir,
 }
 
-impl Client {
-    pub(crate) async fn new() -> Self {
-        let mut client = Self::connected().await;
-        let hello = json!({
-            "protocolVersion": "2025-06-18", "capabilities": {},
-            "clientInfo": { "name": "test", "version": "0" },
-        });
-        client.request("initialize", &hello).await;
-        client.send(&json!({ "jsonrpc": "2.0", "method": "notifications/initialized" })).await;
-        client
-    }
-
-    /// Connected, and nothing said yet.
-    pub(crate) async fn connected() -> Self {
+impl Lab {
+    pub(crate) async fn new() -> Arc<Self> {
         let folder = tempfile::tempdir().unwrap();
         let fakes = FakeHost::new();
         let backends = Backends {
@@ -54,13 +56,60 @@ impl Client {
         let (state, transfer) = (folder.path().join("state"), folder.path().join("transfer"));
         std::fs::create_dir(&transfer).unwrap();
         let options = Options { transfer_dir: Some(transfer), state_dir: Some(state) };
-        let service = Service::new(host, &options).unwrap();
+        let sessions = host.sessions(SessionQuota::default());
+        let sessions = sessions.with_clock(Arc::new(FastClock(SystemTime::now())));
+        let service = Service::new(sessions, &options).unwrap();
+        Arc::new(Self { host, fakes, service, folder })
+    }
+
+    /// A file of the transfer folder.
+    pub(crate) fn transfer(&self, name: &str) -> PathBuf {
+        self.folder.path().join("transfer").join(name)
+    }
+
+    /// The audit log.
+    pub(crate) fn audit(&self) -> Vec<Value> {
+        let text =
+            std::fs::read_to_string(self.folder.path().join("state/mcp-audit.jsonl")).unwrap_or_default();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+/// A client with an open session.
+pub(crate) struct Client {
+    pub(crate) input: WriteHalf<DuplexStream>,
+    pub(crate) output: tokio::io::Lines<BufReader<ReadHalf<DuplexStream>>>,
+    next_id: u64,
+    pub(crate) server: JoinHandle<Result<(), agentiso_mcp::ServeError>>,
+    pub(crate) lab: Arc<Lab>,
+}
+
+impl Client {
+    /// The only client of a server of its own.
+    pub(crate) async fn new() -> Self {
+        Self::open(&Lab::new().await, "test").await
+    }
+
+    /// A client of this session.
+    pub(crate) async fn open(lab: &Arc<Lab>, session: &'static str) -> Self {
+        let mut client = Self::connected(lab, session);
+        let hello = json!({
+            "protocolVersion": "2025-06-18", "capabilities": {},
+            "clientInfo": { "name": "test", "version": "0" },
+        });
+        client.request("initialize", &hello).await;
+        client.send(&json!({ "jsonrpc": "2.0", "method": "notifications/initialized" })).await;
+        client
+    }
+
+    /// Connected, and nothing said yet.
+    pub(crate) fn connected(lab: &Arc<Lab>, session: &'static str) -> Self {
         let (near, far) = tokio::io::duplex(64 * 1024);
         let (far_input, far_output) = tokio::io::split(far);
-        let server = tokio::spawn(agentiso_mcp::serve(service, far_input, far_output));
+        let server = tokio::spawn(agentiso_mcp::serve(lab.service.clone(), session, far_input, far_output));
         let (output, input) = tokio::io::split(near);
         let output = BufReader::new(output).lines();
-        Self { input, output, next_id: 0, server, fakes, folder }
+        Self { input, output, next_id: 0, server, lab: Arc::clone(lab) }
     }
 
     pub(crate) async fn send(&mut self, message: &Value) {
@@ -116,7 +165,7 @@ impl Client {
 
     /// The guest of a workspace.
     pub(crate) fn guest(&self, id: &str) -> FakeGuest {
-        self.fakes.guest(id.parse().unwrap()).unwrap()
+        self.lab.fakes.guest(id.parse().unwrap()).unwrap()
     }
 
     /// Makes a workspace and returns its id.

@@ -148,7 +148,7 @@ async fn long_call_delays_no_other() {
 
 /// Waits until nobody is connected to the guest of this workspace.
 async fn wait_until_hung_up(client: &Client, id: &str) {
-    let guest = client.fakes.guest(id.parse().unwrap()).unwrap();
+    let guest = client.guest(id);
     let deadline = Instant::now() + SOON;
     while guest.connections() > 0 {
         assert!(Instant::now() < deadline, "the command still runs");
@@ -157,7 +157,7 @@ async fn wait_until_hung_up(client: &Client, id: &str) {
 }
 
 async fn wait_until_connected(client: &Client, id: &str) {
-    let guest = client.fakes.guest(id.parse().unwrap()).unwrap();
+    let guest = client.guest(id);
     let deadline = Instant::now() + SOON;
     while guest.connections() == 0 {
         assert!(Instant::now() < deadline, "the command was not started");
