@@ -54,6 +54,7 @@ pub(crate) enum Command {
     Tree(commands::tree::TreeArgs),
     Diff(commands::diff::DiffArgs),
     Promote(commands::promote::PromoteArgs),
+    Share(commands::share::ShareArgs),
     Port(commands::port::PortArgs),
     Policy(commands::policy::PolicyArgs),
     Image(commands::image::ImageArgs),

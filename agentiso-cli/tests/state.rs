@@ -79,6 +79,8 @@ fn unknown_workspace_is_an_error_in_every_command() {
         (&["snapshot", "rm", "nobody", "s"], 1),
         (&["restore", "nobody", "s"], 1),
         (&["fork", "nobody"], 1),
+        (&["share", "nobody"], 1),
+        (&["share", "--undo", "nobody"], 1),
         (&["port", "ls", "nobody"], 1),
         (&["policy", "nobody"], 1),
         (&["cp", "nobody:/etc/hosts", "-"], 1),

@@ -48,6 +48,7 @@ const COMMANDS: &[(&str, &[&str])] = &[
     ("tree", &["WORKSPACE"]),
     ("diff", &["A[@SNAPSHOT]", "B[@SNAPSHOT]", "PATH", "Exit status"]),
     ("promote", &["--drop", "--yes", "CHILD"]),
+    ("share", &["--undo", "WORKSPACE"]),
     ("port", &["add", "rm", "ls"]),
     ("port add", &["WORKSPACE", "[HOST:]GUEST"]),
     ("policy", &["--internet", "--inter-vm", "--ports", "WORKSPACE"]),

@@ -70,6 +70,27 @@ fn files_survive_a_stop_without_a_sync() {
 }
 
 #[test]
+fn sharing_shows_in_the_list_and_can_be_undone() {
+    let Some(cli) = vm::cli() else { return };
+    let machine = Machine::create(&cli, "share", &[]);
+    let owner = || vm::listed(&cli, &machine.name).unwrap()["owner"].clone();
+    assert_eq!(owner(), "operator");
+
+    let shared: Value = serde_json::from_str(&cli.ok(&["share", "--json", &machine.name])).unwrap();
+    assert_eq!(
+        (&shared["name"], &shared["owner"]),
+        (&machine.name.as_str().into(), &"nobody".into()),
+        "{shared}"
+    );
+    assert_eq!(owner(), "nobody");
+    // The operator uses it all the same.
+    assert_eq!(machine.sh("echo used"), "used\n");
+
+    assert_eq!(cli.ok(&["share", "--undo", &machine.name]), "");
+    assert_eq!(owner(), "operator");
+}
+
+#[test]
 fn names_with_underscores_and_dots_work_fully() {
     let Some(cli) = vm::cli() else { return };
     for (name, hostname) in [("my_project", "my-project"), ("a.b", "a-b")] {

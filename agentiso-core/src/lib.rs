@@ -34,6 +34,8 @@
 //!   one has written since its start is found in its page tables and copied while it stands still for some milliseconds.
 //!   The cost is that this copy grows with all that was written, page cache included, and that memory can only be used
 //!   again by the same QEMU and kind of CPU.
+//! - **Owners, quotas and rates are rows of the same database** ([`session`]), checked in the transaction of what they guard, so
+//!   that any number of servers agree. The cost is a short write for each call of a session's; the operator has none of it.
 //! - **Nobody counts users of a memory file.** Each has a hard link, and the file system frees it with the last. The cost is
 //!   that everything of a state folder must be on one file system.
 //! - **A clone is told who it is before any process in it runs again**: the agent freezes user processes, and thaws them

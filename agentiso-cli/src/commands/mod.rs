@@ -21,6 +21,7 @@ pub(crate) mod port;
 pub(crate) mod promote;
 pub(crate) mod prune;
 pub(crate) mod run;
+pub(crate) mod share;
 pub(crate) mod snapshot;
 pub(crate) mod tree;
 
@@ -58,6 +59,7 @@ pub(crate) async fn dispatch(
         Command::Tree(args) => interruptible(tree::tree(args, context)).await,
         Command::Diff(args) => interruptible(diff::diff(args, context)).await,
         Command::Promote(args) => interruptible(promote::promote(args, context)).await,
+        Command::Share(args) => interruptible(share::share(args, context)).await,
         Command::Port(args) => interruptible(port::port(args, context)).await,
         Command::Policy(args) => interruptible(policy::policy(args, context)).await,
         Command::Image(args) => interruptible(image::image(args, context)).await,

@@ -200,19 +200,23 @@ impl AuthManager {
         }
     }
 
+    pub(super) async fn store(&self) -> Result<Arc<Store>, StoreError> {
+        match &self.books {
+            Books::Records(store) => Ok(Arc::clone(store)),
+            Books::Memory(cell) => {
+                let made = cell.get_or_try_init(async || Ok::<_, StoreError>(Arc::new(Store::in_memory()?)));
+                Ok(Arc::clone(made.await?))
+            }
+        }
+    }
+
     /// Runs `work` in a transaction, away from the async threads: SQLite waits for other processes.
     async fn ask<T: Send + 'static>(
         &self,
         caller: Option<&SessionId>,
         work: impl FnOnce(&Ledger<'_>) -> Result<T, AuthError> + Send + 'static,
     ) -> Result<T, AuthError> {
-        let store = match &self.books {
-            Books::Records(store) => Arc::clone(store),
-            Books::Memory(cell) => {
-                let made = cell.get_or_try_init(async || Ok::<_, StoreError>(Arc::new(Store::in_memory()?)));
-                Arc::clone(made.await?)
-            }
-        };
+        let store = self.store().await?;
         let (clock, caller) = (Arc::clone(&self.clock), caller.cloned());
         let asked = tokio::task::spawn_blocking(move || {
             store.with_ledger(millis(clock.now()), caller.as_ref(), work)

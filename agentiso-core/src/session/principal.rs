@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::{AuthError, AuthManager, Class, Clock, SessionQuota, SessionUsage};
 use crate::error::EngineError;
+use crate::store::StoreError;
 use crate::types::{Owner, SessionId, WorkspaceId};
 use crate::workspace::{
     DiffSide, DiffSpec, DiffStream, ForkReport, ForkSpec, Host, PromoteReport, PromoteSpec, TreeNode,
@@ -67,7 +68,8 @@ impl Sessions {
 /// if it were not there. Cheap to clone.
 ///
 /// A front begins each call with [`Session::enter`] and keeps what that returns until the call has ended. A
-/// [`Workspace`] that it got is for that call: whose it is was looked at when it was got.
+/// [`Workspace`] that it got is for that call: whose it is was looked at when it was got. What makes workspaces or
+/// concerns several goes through the session, which a [`Workspace`] knows nothing of.
 #[derive(Clone, Debug)]
 pub struct Session {
     host: Host,
@@ -189,7 +191,10 @@ impl Session {
     /// # Errors
     /// [`AuthError::QuotaExceeded`]; those of [`Host::create`]. Nothing was made then.
     pub async fn create(&self, spec: WorkspaceSpec) -> Result<Workspace, EngineError> {
-        self.host.create_for(spec, self.auth.claimant(&self.id)).await
+        match self.host.create_for(spec, self.auth.claimant(&self.id)).await {
+            Ok(workspace) => Ok(workspace),
+            Err(error) => Err(self.conceal(error).await),
+        }
     }
 
     /// Makes forks of a workspace of its own, as [`Workspace::fork`]. They belong to the session, whose quota must hold for
@@ -269,6 +274,17 @@ impl Session {
         Ok(adoption)
     }
 
+    /// An error as this session may read it: what the engine says of workspaces that it does not see is left out. For
+    /// errors of a [`Workspace`] that it got here.
+    pub async fn conceal(&self, error: EngineError) -> EngineError {
+        let seen: BTreeSet<String> = match self.list().await {
+            Ok(list) => list.into_iter().map(|seen| seen.seen.name).collect(),
+            // Better to say too little.
+            Err(_) => BTreeSet::new(),
+        };
+        without_names(error, &seen)
+    }
+
     async fn take_over(&self, workspace: &Workspace, force: bool) -> Result<(), EngineError> {
         // The records know its size.
         let adopted = self.auth.adopt_workspace(&self.id, workspace.id().as_uuid(), 0, 0, force).await;
@@ -284,6 +300,28 @@ impl Session {
     /// The ids of all that it sees.
     async fn visible(&self) -> Result<BTreeSet<WorkspaceId>, EngineError> {
         Ok(self.list().await?.into_iter().map(|seen| seen.seen.workspace_id).collect())
+    }
+}
+
+/// Replaces the names of other workspaces, unless they are among these.
+fn without_names(error: EngineError, seen: &BTreeSet<String>) -> EngineError {
+    match error {
+        EngineError::SnapshotInUse { workspace, snapshot, mut dependents } => {
+            let all = dependents.len();
+            dependents.retain(|name| seen.contains(name));
+            match all - dependents.len() {
+                0 => {}
+                hidden => dependents.push(format!("{hidden} of other owners")),
+            }
+            EngineError::SnapshotInUse { workspace, snapshot, dependents }
+        }
+        EngineError::Store(StoreError::PortTaken { port, workspace }) if !seen.contains(&workspace) => {
+            EngineError::Store(StoreError::PortTaken { port, workspace: "of another owner".to_owned() })
+        }
+        EngineError::Undo { workspace, undo, source } => {
+            EngineError::Undo { workspace, undo, source: Box::new(without_names(*source, seen)) }
+        }
+        error => error,
     }
 }
 

@@ -1,7 +1,7 @@
 use rusqlite::{OptionalExtension, Transaction};
 
 use super::{Store, StoreError, WorkspaceRecord};
-use crate::session::{AuthError, Claimant, SESSION_LIFETIME, SessionUsage, SystemClock};
+use crate::session::{AuthError, Claimant, SESSION_LIFETIME, SessionUsage};
 use crate::types::{Owner, SessionId, WorkspaceId, WorkspaceName};
 
 impl Store {
@@ -18,7 +18,7 @@ impl Store {
         work: impl FnOnce(&Ledger<'_>) -> Result<T, AuthError>,
     ) -> Result<T, AuthError> {
         let failed = |source| StoreError::sql("update", &self.file, source);
-        let outcome = self.write("update", |transaction| {
+        self.write("update", |transaction| {
             let ledger = Ledger { transaction, file: &self.file, now };
             ledger.end_old_sessions()?;
             match caller.map(|session| ledger.called(session)) {
@@ -32,8 +32,7 @@ impl Store {
                 transaction.execute_batch("ROLLBACK TO work").map_err(failed)?;
             }
             Ok(outcome)
-        })?;
-        outcome
+        })?
     }
 
     /// Ends the sessions whose time is over.
@@ -146,11 +145,11 @@ impl Store {
         workspace: WorkspaceId,
         other: WorkspaceId,
     ) -> Result<(), StoreError> {
-        // To somebody else it comes as by adoption: with what its memory holds of an earlier owner.
+        // To another session it comes as by adoption: with what its memory holds of an earlier owner.
         let (workspace, other) = (workspace.to_string(), other.to_string());
         let changes_hands = "workspace = ?1 AND EXISTS (SELECT 1 FROM owners mine, owners theirs
              WHERE mine.workspace = ?1 AND theirs.workspace = ?2
-                 AND (mine.session IS NOT theirs.session OR mine.operator <> theirs.operator))";
+                 AND theirs.session IS NOT NULL AND mine.session IS NOT theirs.session)";
         for sql in [
             format!("UPDATE snapshots SET inherited = 1 WHERE {changes_hands}"),
             format!("UPDATE owners SET inherited = 1 WHERE {changes_hands}"),
@@ -163,12 +162,12 @@ impl Store {
         Ok(())
     }
 
-    /// Gives a workspace that is no session's to the operator, or to nobody.
+    /// Gives a workspace that is no session's at `now`, in milliseconds since 1970, to the operator, or to nobody.
     ///
     /// # Errors
     /// [`AuthError::UnknownWorkspace`], [`AuthError::SessionOwned`].
-    pub(crate) fn give_orphan(&self, workspace: WorkspaceId, to: &Owner) -> Result<(), AuthError> {
-        self.with_ledger(Claimant::now(&SystemClock), None, |ledger| {
+    pub(crate) fn give_orphan(&self, now: i64, workspace: WorkspaceId, to: &Owner) -> Result<(), AuthError> {
+        self.with_ledger(now, None, |ledger| {
             let Some(Ownership { owner, .. }) = ledger.ownership(workspace)? else {
                 return Err(AuthError::UnknownWorkspace { workspace });
             };
@@ -177,6 +176,19 @@ impl Store {
                 owner if owner == *to => Ok(()),
                 _ => ledger.give(workspace, to),
             }
+        })
+    }
+
+    /// All workspaces that somebody or nobody owns, in the order of their ids.
+    #[cfg(test)]
+    pub(crate) fn owned_workspaces(&self) -> Result<Vec<WorkspaceId>, StoreError> {
+        self.read(|connection| {
+            let mut statement = connection
+                .prepare_cached("SELECT workspace FROM owners ORDER BY workspace")
+                .map_err(self.failed("read"))?;
+            let ids = statement.query_map([], |row| row.get::<_, String>(0)).map_err(self.failed("read"))?;
+            let ids = ids.collect::<rusqlite::Result<Vec<_>>>().map_err(self.failed("read"))?;
+            Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
         })
     }
 
@@ -305,8 +317,8 @@ impl Ledger<'_> {
         Ok(())
     }
 
-    /// Gives a workspace to somebody, without what an earlier owner had put in its environment: whoever uses its machine
-    /// or a snapshot's memory next removes that first.
+    /// Gives a workspace to somebody. If that is a session, whoever uses the machine or a snapshot's memory next has to
+    /// remove first what an earlier owner had put in its environment.
     pub(crate) fn give(&self, workspace: WorkspaceId, to: &Owner) -> Result<(), AuthError> {
         let workspace = workspace.to_string();
         let session = match to {
@@ -314,10 +326,13 @@ impl Ledger<'_> {
             Owner::Operator | Owner::Nobody => None,
         };
         self.execute(
-            "UPDATE owners SET operator = ?2, session = ?3, inherited = 1 WHERE workspace = ?1",
+            "UPDATE owners SET operator = ?2, session = ?3, inherited = inherited OR ?3 IS NOT NULL
+             WHERE workspace = ?1",
             (&workspace, *to == Owner::Operator, session),
         )?;
-        self.execute("UPDATE snapshots SET inherited = 1 WHERE workspace = ?1", [&workspace])?;
+        if session.is_some() {
+            self.execute("UPDATE snapshots SET inherited = 1 WHERE workspace = ?1", [&workspace])?;
+        }
         Ok(())
     }
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::session::SessionUsage;
 use crate::types::{BaseId, GuestPort, HostPort, ImageName, Owner, Resources, WorkspaceId, WorkspaceName};
 use crate::workspace::WorkspaceState;
 
@@ -156,7 +157,7 @@ fn open_reports_a_file_that_is_no_database() {
 fn promotion_moves_name_forwards_and_owner_at_once() {
     let (_folder, store) = scratch();
     let parent = store.insert(record("p"), false).unwrap();
-    store.give_orphan(parent.id, &Owner::Nobody).unwrap();
+    store.give_orphan(0, parent.id, &Owner::Nobody).unwrap();
     let child = store.insert(record("c"), false).unwrap();
     let other = store.insert(record("p-old"), false).unwrap();
     let (guest, host) = (GuestPort::new(80).unwrap(), HostPort::new(8080).unwrap());
@@ -197,4 +198,53 @@ fn promotion_that_cannot_be_changes_nothing() {
     assert_eq!((get(parent.id).name.as_str(), get(child.id).name.as_str()), ("p", "c"));
     assert_eq!(get(child.id).state, child.state);
     assert!(store.unsettled_promotions().unwrap().is_empty());
+}
+
+/// Brings records back to how version 3 had them.
+fn downgrade_to_version_3(path: &Path) -> rusqlite::Connection {
+    let connection = rusqlite::Connection::open(path).unwrap();
+    connection
+        .execute_batch(
+            "DROP TRIGGER owner_goes_with_workspace; DROP TABLE owners; DROP TABLE sessions; DROP TABLE buckets;
+             ALTER TABLE snapshots DROP COLUMN inherited;
+             ALTER TABLE workspaces ADD COLUMN owner TEXT NOT NULL DEFAULT 'operator';
+             PRAGMA user_version = 3;",
+        )
+        .unwrap();
+    connection
+}
+
+#[test]
+fn workspaces_of_version_3_are_the_operators_even_those_that_are_damaged() {
+    let (folder, store) = scratch();
+    let path = folder.path().join("agentiso.db");
+    let (good, bad) =
+        (store.insert(record("good"), false).unwrap(), store.insert(record("bad"), false).unwrap());
+    drop(store);
+    let old = downgrade_to_version_3(&path);
+    old.execute("UPDATE workspaces SET resources = '{' WHERE id = ?1", [bad.id.to_string()]).unwrap();
+    drop(old);
+
+    let store = Store::open(&path).unwrap();
+
+    assert_eq!(store.get(good.id).unwrap(), Some(good.clone()));
+    let owned = |id| store.with_ledger(0, None, |ledger| ledger.ownership(id)).unwrap().unwrap();
+    let size = SessionUsage { workspace_count: 1, memory_mb: 512, disk_gb: 10 };
+    assert_eq!(owned(good.id), Ownership { owner: Owner::Operator, usage: size });
+    assert_eq!(owned(bad.id).owner, Owner::Operator);
+    store.remove(good.id).unwrap();
+    assert_eq!(store.owned_workspaces().unwrap(), [bad.id]);
+}
+
+#[test]
+fn record_that_was_read_before_an_adoption_does_not_undo_it() {
+    let (_folder, store) = scratch();
+    let mut stale = store.insert(record("a"), false).unwrap();
+    store.give_orphan(0, stale.id, &Owner::Nobody).unwrap();
+
+    stale.state = WorkspaceState::Running;
+    store.update(&stale).unwrap();
+
+    let now = store.get(stale.id).unwrap().unwrap();
+    assert_eq!((now.owner, now.state), (Owner::Nobody, WorkspaceState::Running));
 }

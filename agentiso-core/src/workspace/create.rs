@@ -146,42 +146,21 @@ impl Engine {
     /// Gives new workspaces their records, all of them or none: here it is decided whether whoever they are for may have
     /// them.
     pub(super) async fn enroll(&self, plan: &Plan, count: u32) -> Result<Vec<Reserved>, EngineError> {
-        let throwaway_of = match plan.throwaway {
-            true => Some(
-                ProcessRef::current()
-                    .map_err(|source| EngineError::operation("create", plan.image.as_str(), source))?,
-            ),
-            false => None,
-        };
-        let (mut drafts, mut locks) = (Vec::new(), Vec::new());
-        for _ in 0..count {
-            let id = WorkspaceId::random();
-            // A record without a lock would be taken for half made by whoever opens the state folder now.
-            locks.push(self.lock(id).await?);
-            drafts.push(WorkspaceRecord {
-                id,
-                name: match &plan.naming {
-                    Naming::Exactly(name) => name.clone(),
-                    Naming::Numbered(_) | Naming::Any => {
-                        WorkspaceName::new(format!("ws-{}", &id.to_string()[..8]))?
-                    }
-                },
-                state: WorkspaceState::Creating,
-                crashed: false,
-                created_at: now(),
-                image: plan.image.clone(),
-                base: plan.base,
-                resources: plan.resources,
-                policy: plan.policy.clone(),
-                uid: None,
-                owner: plan.claimant.owner(),
-                inherited: false,
-                throwaway_of: throwaway_of.clone(),
-                forked_from: plan.forked_from.clone(),
-                runtime: None,
-                boot_time_ms: None,
-                pooled: plan.pooled,
-            });
+        if let Naming::Numbered(prefix) = &plan.naming {
+            // A prefix may leave no room for the number.
+            WorkspaceName::new(format!("{prefix}-{count}"))?;
+        }
+        let drafts = (0..count).map(|_| draft(plan)).collect::<Result<Vec<_>, _>>()?;
+        let mut locks = Vec::with_capacity(drafts.len());
+        // Before the records: without its lock one would be taken for half made by whoever opens the state folder now.
+        for draft in &drafts {
+            match self.lock(draft.id).await {
+                Ok(lock) => locks.push(lock),
+                Err(error) => {
+                    locks.into_iter().for_each(WorkspaceLock::remove);
+                    return Err(error);
+                }
+            }
         }
         let private_uid = rustix::process::geteuid().is_root();
         let (naming, claimant) = (plan.naming.clone(), plan.claimant.clone());
@@ -300,6 +279,40 @@ impl Engine {
         })
         .await
     }
+}
+
+/// The record of a workspace that is to be made. If it gets a number, its name is not yet the one that it will have.
+fn draft(plan: &Plan) -> Result<WorkspaceRecord, EngineError> {
+    let id = WorkspaceId::random();
+    let throwaway_of = match plan.throwaway {
+        true => Some(
+            ProcessRef::current()
+                .map_err(|source| EngineError::operation("create", id.to_string(), source))?,
+        ),
+        false => None,
+    };
+    Ok(WorkspaceRecord {
+        id,
+        name: match &plan.naming {
+            Naming::Exactly(name) => name.clone(),
+            Naming::Numbered(_) | Naming::Any => WorkspaceName::new(format!("ws-{}", &id.to_string()[..8]))?,
+        },
+        state: WorkspaceState::Creating,
+        crashed: false,
+        created_at: now(),
+        image: plan.image.clone(),
+        base: plan.base,
+        resources: plan.resources,
+        policy: plan.policy.clone(),
+        uid: None,
+        owner: plan.claimant.owner(),
+        inherited: false,
+        throwaway_of,
+        forked_from: plan.forked_from.clone(),
+        runtime: None,
+        boot_time_ms: None,
+        pooled: plan.pooled,
+    })
 }
 
 /// Refuses a disk that cannot hold what it begins with.

@@ -14,7 +14,7 @@ use crate::backends::Backends;
 use crate::config::Config;
 use crate::error::EngineError;
 use crate::image::Images;
-use crate::session::{AuthManager, Claimant, SessionQuota, Sessions};
+use crate::session::{AuthManager, Claimant, SessionQuota, Sessions, SystemClock};
 use crate::store::{Store, WorkspaceRecord};
 use crate::types::{ImageName, Owner, ProcessRef, Resources, SessionId};
 
@@ -159,7 +159,7 @@ impl Host {
     async fn give_orphan(&self, name_or_id: &str, to: Owner) -> Result<Workspace, EngineError> {
         let record = self.engine.find(name_or_id).await?;
         let id = record.id;
-        self.engine.records(move |store| store.give_orphan(id, &to)).await?;
+        self.engine.records(move |store| store.give_orphan(Claimant::now(&SystemClock), id, &to)).await?;
         Ok(self.handle(record))
     }
 
@@ -237,6 +237,12 @@ impl Host {
     /// Waits until nothing that was begun is under way any more: creations that were abandoned are undone then.
     pub async fn close(&self) {
         self.engine.idle().await;
+    }
+
+    /// The records, for the books that tests keep with a clock of their own.
+    #[cfg(test)]
+    pub(super) fn store(&self) -> &Arc<Store> {
+        &self.engine.store
     }
 
     fn handle(&self, record: WorkspaceRecord) -> Workspace {

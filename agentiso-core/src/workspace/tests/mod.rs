@@ -10,6 +10,7 @@ mod network;
 mod pool;
 mod promote;
 mod recovery;
+mod sessions;
 mod shorten;
 mod snapshots;
 mod tree;
