@@ -60,6 +60,7 @@ pub(crate) enum Command {
     Image(commands::image::ImageArgs),
     Prune(commands::prune::PruneArgs),
     Doctor(commands::doctor::DoctorArgs),
+    Mcp(commands::mcp::McpArgs),
     Completions(commands::completions::CompletionsArgs),
     Man(commands::man::ManArgs),
 }

@@ -20,6 +20,9 @@ pub(crate) enum CliError {
     /// The agent in a guest refused or failed, or cannot be reached.
     #[error(transparent)]
     Guest(Box<GuestError>),
+    /// The MCP server could not serve, or its tokens not be changed.
+    #[error(transparent)]
+    Mcp(Box<agentiso_mcp::RunError>),
     /// Something on this side of the library: a local file, the terminal.
     #[error("{doing}")]
     Local {
@@ -119,6 +122,7 @@ impl CliError {
     fn next_step(&self) -> Option<String> {
         match self {
             Self::Engine(error) => error.next_step(),
+            Self::Mcp(error) => error.next_step(),
             Self::Request { next_step, .. } => next_step.clone(),
             _ => None,
         }

@@ -68,7 +68,7 @@ fn main() -> ExitCode {
 /// `agentiso_core::storage=trace`). With `--json` only on request, for standard error is then read by programs.
 fn start_log(json: bool) {
     let quiet = if json { "off" } else { "warn" };
-    let filter = tracing_subscriber::EnvFilter::try_from_env("AGENTISO_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(quiet));
+    let wanted = std::env::var("AGENTISO_LOG").unwrap_or_else(|_| quiet.to_owned());
+    let filter = tracing_subscriber::EnvFilter::new(agentiso_mcp::log_directives(&wanted));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }

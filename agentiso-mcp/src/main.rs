@@ -1,84 +1,83 @@
-//! `agentiso-mcp`: the MCP server over standard input and output, for the state folder that the environment names.
-//!
-//! With AGENTISO_POOL=N it keeps N machines of the default image and size ready, for workspaces to be made of.
+//! `agentiso-mcp`: the MCP server of the state folder that the environment names; the same as `agentiso mcp`.
+#![forbid(unsafe_code)]
 
-use std::process::ExitCode;
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
 
-use agentiso_core::{Config, EngineError, Host, MAX_POOL, Pool, PoolSpec, types::Resources};
-use agentiso_mcp::DEFAULT_IMAGE;
+use agentiso_core::{Config, Host};
+use agentiso_mcp::{McpArgs, RunError, log_directives};
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+
+/// The MCP server of agentiso
+#[derive(Debug, Parser)]
+#[command(name = "agentiso-mcp", version)]
+struct Line {
+    #[command(flatten)]
+    args: McpArgs,
+}
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    let Line { args } = Line::parse();
     // Standard output belongs to the protocol.
+    let wanted = std::env::var("AGENTISO_LOG").unwrap_or_else(|_| "warn".to_owned());
     tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
+        .with_writer(io::stderr)
         .with_ansi(false)
-        .with_env_filter(EnvFilter::try_from_env("AGENTISO_LOG").unwrap_or_else(|_| EnvFilter::new("warn")))
+        .with_env_filter(EnvFilter::new(log_directives(&wanted)))
         .init();
-    if let Some(argument) = std::env::args_os().nth(1) {
-        return match argument.to_str() {
-            Some("--version") => {
-                println!("agentiso-mcp {}", env!("CARGO_PKG_VERSION"));
-                ExitCode::SUCCESS
-            }
-            _ => {
-                eprintln!(
-                    "agentiso-mcp takes no arguments (but --version): it speaks MCP over standard input and output"
-                );
-                ExitCode::from(2)
-            }
-        };
-    }
-    let host = match open().await {
-        Ok(host) => host,
+    match run(args).await {
+        Ok(status) => status,
         Err(error) => {
-            eprintln!("agentiso-mcp: {}", error.report());
+            let mut text = error.to_string();
+            let mut cause = std::error::Error::source(&error);
+            while let Some(source) = cause {
+                let message = source.to_string();
+                if !text.ends_with(&message) {
+                    text.push_str(": ");
+                    text.push_str(&message);
+                }
+                cause = source.source();
+            }
+            eprintln!("agentiso-mcp: {text}");
             if let Some(next_step) = error.next_step() {
                 eprintln!("next: {next_step}");
             }
-            return ExitCode::FAILURE;
-        }
-    };
-    let pool = match pool(&host).await {
-        Ok(pool) => pool,
-        Err(error) => {
-            eprintln!("agentiso-mcp: no pool: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    let served = agentiso_mcp::serve_stdio(host.clone()).await;
-    if let Some(pool) = pool {
-        pool.close().await;
-    }
-    // What a call that was given up had begun is undone first.
-    host.close().await;
-    match served {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
-            eprintln!("agentiso-mcp: {error}{}", cause.unwrap_or_default());
             ExitCode::FAILURE
         }
     }
 }
 
-/// The pool that the environment asks for.
-async fn pool(host: &Host) -> Result<Option<Pool>, String> {
-    let Some(wanted) = std::env::var_os("AGENTISO_POOL").filter(|text| !text.is_empty()) else {
-        return Ok(None);
-    };
-    let size = wanted
-        .to_str()
-        .and_then(|text| text.parse().ok())
-        .ok_or_else(|| format!("AGENTISO_POOL is {wanted:?}: it can be 0 to {MAX_POOL}"))?;
-    if size == 0 {
-        return Ok(None);
+async fn run(args: McpArgs) -> Result<ExitCode, RunError> {
+    let config = Config::from_env()?;
+    if let Some(printed) = args.print(&config)? {
+        // Whoever does not read it does not want it.
+        let _ = io::stdout().write_all(printed.text.as_bytes());
+        return Ok(ExitCode::SUCCESS);
     }
-    let spec = PoolSpec { image: DEFAULT_IMAGE.to_owned(), resources: Resources::default(), size };
-    host.pool(spec).await.map(Some).map_err(|error| error.report())
+    let host = Host::open(config.clone()).await?;
+    let served = tokio::select! {
+        served = args.serve(&config, host.clone()) => served.map(|()| ExitCode::SUCCESS),
+        number = signalled() => Ok(ExitCode::from(number.saturating_add(128))),
+    };
+    // What a call that was given up had begun is undone first.
+    host.close().await;
+    served
 }
 
-async fn open() -> Result<Host, EngineError> {
-    Host::open(Config::from_env()?).await
+/// Waits for a signal that asks to end, and returns its number.
+async fn signalled() -> u8 {
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => 2,
+        _ = terminate.recv() => 15,
+    }
 }

@@ -15,6 +15,7 @@ pub(crate) mod lifecycle;
 pub(crate) mod list;
 pub(crate) mod logs;
 pub(crate) mod man;
+pub(crate) mod mcp;
 pub(crate) mod policy;
 pub(crate) mod port;
 pub(crate) mod promote;
@@ -64,6 +65,7 @@ pub(crate) async fn dispatch(
         Command::Image(args) => interruptible(image::image(args, context)).await,
         Command::Prune(args) => interruptible(prune::prune(args, context)).await,
         Command::Doctor(args) => interruptible(doctor::doctor(args, context)).await,
+        Command::Mcp(args) => interruptible(mcp::mcp(args, context)).await,
         Command::Completions(args) => completions::completions(&args),
         Command::Man(args) => man::man(&args),
     }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{runtime::Handle, task::AbortHandle};
 use uuid::Uuid;
 
-use super::{AuthError, AuthManager, Class, SessionQuota, SessionUsage};
+use super::{AuthError, AuthManager, Class, Clock, SessionQuota, SessionUsage};
 use crate::error::EngineError;
 use crate::store::StoreError;
 use crate::types::{Owner, SessionId, WorkspaceId};
@@ -34,6 +35,12 @@ pub struct Sessions {
 impl Sessions {
     pub(crate) fn new(host: Host, auth: AuthManager) -> Self {
         Self { host, auth }
+    }
+
+    /// The same sessions, with another clock.
+    #[must_use]
+    pub fn with_clock(self, clock: Arc<dyn Clock>) -> Self {
+        Self { auth: self.auth.with_clock(clock), ..self }
     }
 
     /// Their books.

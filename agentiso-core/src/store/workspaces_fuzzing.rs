@@ -3,6 +3,7 @@ use super::Columns;
 /// Takes the columns from lines; see [`crate::store::fuzzing::workspace_columns`].
 pub(in crate::store) fn columns<'a>(lines: &mut impl Iterator<Item = &'a str>) {
     let mut next = || lines.next().unwrap_or_default().to_owned();
+    let owner;
     let columns = Columns {
         id: next(),
         name: next(),
@@ -14,7 +15,12 @@ pub(in crate::store) fn columns<'a>(lines: &mut impl Iterator<Item = &'a str>) {
         resources: next(),
         policy: next(),
         uid: next().parse().ok(),
-        owner: next(),
+        operator: {
+            owner = next();
+            owner == "operator"
+        },
+        session: Some(owner).filter(|text| !text.is_empty() && text != "operator"),
+        inherited: false,
         throwaway_of: Some(next()).filter(|text| !text.is_empty()),
         forked_from: Some(next()).filter(|text| !text.is_empty()),
         runtime: Some(next()).filter(|text| !text.is_empty()),

@@ -74,8 +74,21 @@ impl GuestClient {
     /// See [`GuestError`]. The output so far is then lost.
     pub async fn exec_collect(
         &self,
+        spec: ExecSpec,
+        options: CollectOptions,
+    ) -> Result<ExecOutput, GuestError> {
+        self.exec_observed(spec, options, |_| {}).await
+    }
+
+    /// As [`GuestClient::exec_collect`], and shows each event to `observe` as it comes, output that is not kept included.
+    ///
+    /// # Errors
+    /// As [`GuestClient::exec_collect`].
+    pub async fn exec_observed(
+        &self,
         mut spec: ExecSpec,
         options: CollectOptions,
+        mut observe: impl FnMut(&ExecEvent),
     ) -> Result<ExecOutput, GuestError> {
         spec.timeout.get_or_insert(DEFAULT_EXEC_TIMEOUT);
         spec.stdin = options.stdin.is_some();
@@ -94,6 +107,9 @@ impl GuestClient {
                     continue;
                 }
             };
+            if let Ok(Some(event)) = &event {
+                observe(event);
+            }
             match event {
                 Ok(Some(ExecEvent::Started { .. })) => is_started = true,
                 Ok(Some(ExecEvent::Stdout(bytes))) => stdout.take(&bytes),

@@ -1,156 +1,12 @@
-//! The server as an MCP client sees it: lines of JSON-RPC, an engine on fakes behind it.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
+use std::time::Duration;
 
-use std::{sync::Arc, time::Duration};
-
-use agentiso_core::{
-    Backends, Config, Host,
-    testkit::{FakeHost, add_image},
-};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, ReadHalf, WriteHalf},
-    task::JoinHandle,
+    io::AsyncWriteExt,
     time::{Instant, timeout},
 };
 
-const SOON: Duration = Duration::from_secs(20);
-
-/// A client with an open session.
-struct Client {
-    input: WriteHalf<DuplexStream>,
-    output: tokio::io::Lines<BufReader<ReadHalf<DuplexStream>>>,
-    next_id: u64,
-    server: JoinHandle<Result<(), agentiso_mcp::ServeError>>,
-    fakes: FakeHost,
-    _folder: tempfile::TempDir,
-}
-
-impl Client {
-    async fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let fakes = FakeHost::new();
-        let backends = Backends {
-            hypervisor: Arc::new(fakes.hypervisor()),
-            storage: Arc::new(fakes.storage()),
-            network: Arc::new(fakes.network()),
-            channel: Arc::new(fakes.channel()),
-        };
-        let host = Host::open_with(Config::at(folder.path().join("state")), backends).await.unwrap();
-        add_image(&host, "debian", 1 << 30).await.unwrap();
-        let (near, far) = tokio::io::duplex(64 * 1024);
-        let (far_input, far_output) = tokio::io::split(far);
-        let server = tokio::spawn(agentiso_mcp::serve(host, far_input, far_output));
-        let (output, input) = tokio::io::split(near);
-        let output = BufReader::new(output).lines();
-        let mut client = Self { input, output, next_id: 0, server, fakes, _folder: folder };
-        let hello = json!({
-            "protocolVersion": "2025-06-18", "capabilities": {},
-            "clientInfo": { "name": "test", "version": "0" },
-        });
-        client.request("initialize", &hello).await;
-        client.send(&json!({ "jsonrpc": "2.0", "method": "notifications/initialized" })).await;
-        client
-    }
-
-    async fn send(&mut self, message: &Value) {
-        self.input.write_all(format!("{message}\n").as_bytes()).await.unwrap();
-    }
-
-    async fn receive(&mut self) -> Value {
-        let line = timeout(SOON, self.output.next_line()).await.unwrap().unwrap().unwrap();
-        serde_json::from_str(&line).unwrap()
-    }
-
-    /// Sends a request and returns its id.
-    async fn begin(&mut self, method: &str, params: &Value) -> u64 {
-        self.next_id += 1;
-        let id = self.next_id;
-        self.send(&json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params })).await;
-        id
-    }
-
-    async fn request(&mut self, method: &str, params: &Value) -> Value {
-        let id = self.begin(method, params).await;
-        let answer = self.receive().await;
-        assert_eq!(answer["id"], id, "{answer}");
-        answer
-    }
-
-    /// Calls a tool; whether it failed, and the one JSON text it answered.
-    async fn call(&mut self, tool: &str, arguments: Value) -> (bool, Value) {
-        let answer = self.request("tools/call", &json!({ "name": tool, "arguments": arguments })).await;
-        let content = answer["result"]["content"].as_array().unwrap_or_else(|| panic!("{answer}"));
-        assert_eq!(content.len(), 1, "{answer}");
-        let text = content[0]["text"].as_str().unwrap();
-        let value: Value = serde_json::from_str(text).unwrap();
-        assert_eq!(text, value.to_string(), "compact JSON");
-        (answer["result"]["isError"].as_bool().unwrap(), value)
-    }
-
-    async fn ok(&mut self, tool: &str, arguments: Value) -> Value {
-        let (is_error, value) = self.call(tool, arguments).await;
-        assert!(!is_error, "{value}");
-        value
-    }
-
-    /// Calls a tool that must fail with this code.
-    async fn fails(&mut self, tool: &str, arguments: Value, code: &str) -> String {
-        let (is_error, value) = self.call(tool, arguments).await;
-        assert!(is_error, "{value}");
-        assert_eq!(value["code"], code, "{value}");
-        assert_eq!(keys(&value), ["code", "message", "next_step"]);
-        assert!(!value["next_step"].as_str().unwrap().is_empty());
-        value["message"].as_str().unwrap().to_owned()
-    }
-
-    /// Makes a workspace and returns its id.
-    async fn create(&mut self, name: &str) -> String {
-        let made = self.ok("workspace_create", json!({ "name": name })).await;
-        made["workspace_id"].as_str().unwrap().to_owned()
-    }
-}
-
-fn keys(value: &Value) -> Vec<&str> {
-    let mut keys: Vec<_> = value.as_object().unwrap().keys().map(String::as_str).collect();
-    keys.sort_unstable();
-    keys
-}
-
-#[tokio::test]
-async fn tools_are_listed_with_their_parameters() {
-    let mut client = Client::new().await;
-
-    let answer = client.request("tools/list", &json!({})).await;
-
-    let tools = answer["result"]["tools"].as_array().unwrap();
-    let listed: Vec<_> = tools
-        .iter()
-        .map(|tool| {
-            let schema = &tool["inputSchema"];
-            assert!(tool["description"].as_str().unwrap().len() > 20, "{tool}");
-            assert_eq!(schema["type"], "object", "{tool}");
-            (tool["name"].as_str().unwrap(), keys(&schema["properties"]), schema["required"].clone())
-        })
-        .collect();
-    assert_eq!(
-        listed,
-        [
-            (
-                "workspace_create",
-                vec!["allow_internet", "base_image", "disk_gb", "memory_mb", "name", "vcpus"],
-                Value::Null
-            ),
-            ("workspace_list", vec!["state_filter"], Value::Null),
-            ("workspace_destroy", vec!["workspace_id"], json!(["workspace_id"])),
-            (
-                "exec",
-                vec!["command", "env", "max_output_bytes", "timeout_secs", "workdir", "workspace_id"],
-                json!(["workspace_id", "command"])
-            ),
-        ]
-    );
-}
+use crate::client::{Client, SOON, keys};
 
 #[tokio::test]
 async fn workspace_lives_from_create_to_destroy() {
@@ -292,7 +148,7 @@ async fn long_call_delays_no_other() {
 
 /// Waits until nobody is connected to the guest of this workspace.
 async fn wait_until_hung_up(client: &Client, id: &str) {
-    let guest = client.fakes.guest(id.parse().unwrap()).unwrap();
+    let guest = client.guest(id);
     let deadline = Instant::now() + SOON;
     while guest.connections() > 0 {
         assert!(Instant::now() < deadline, "the command still runs");
@@ -301,7 +157,7 @@ async fn wait_until_hung_up(client: &Client, id: &str) {
 }
 
 async fn wait_until_connected(client: &Client, id: &str) {
-    let guest = client.fakes.guest(id.parse().unwrap()).unwrap();
+    let guest = client.guest(id);
     let deadline = Instant::now() + SOON;
     while guest.connections() == 0 {
         assert!(Instant::now() < deadline, "the command was not started");
