@@ -187,6 +187,7 @@ async fn serve(stream: tokio::io::DuplexStream, flags: u8, words: Vec<u8>) {
         agent: "fuzz".to_owned(),
         verdict: Verdict::Accepted,
         request: hello.request,
+        proof: None,
     };
     encode_plain(&mut said, &welcome).expect("a welcome can be sent");
     if flags & FRAMED != 0 {

@@ -69,6 +69,7 @@ fn welcome(hello: &Hello) -> Vec<u8> {
         agent: "hostile".to_owned(),
         verdict: Verdict::Accepted,
         request: hello.request,
+        proof: None,
     };
     let encoded = encode_plain(&mut bytes, &welcome);
     debug_assert!(encoded.is_ok());

@@ -110,6 +110,7 @@ impl Tool for Policy {
             allow_internet: params.allow_internet,
             allow_inter_vm: params.allow_inter_vm,
             allowed_ports,
+            ..PolicyChange::default()
         };
         let workspace = call.caller.workspace(&params.workspace_id).await?;
         if change == PolicyChange::default() {

@@ -10,9 +10,8 @@ use agentiso_core::{
     },
 };
 use agentiso_guest::{
-    PROTOCOL_GENERATION,
     frame::encode_plain,
-    hello::{Hello, Nonce, WelcomeScanner},
+    hello::{Nonce, WelcomeScanner},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

@@ -338,7 +338,7 @@ impl Network for NetlinkNetwork {
                 gateway: Some(gateway.clone()),
                 dns: vec![gateway],
                 mtu: None,
-                ipv6: true,
+                ipv6: false,
             },
         })
     }
