@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     fixture::{State, everything, forward, in_namespace, internet, internet_on, start},
-    guest::{Guest, accept, connect, sh, talk},
+    guest::{Guest, Namespace, accept, connect, sh, talk},
 };
 
 /// Where the other process finds what it is to do.
@@ -182,44 +182,71 @@ fn later_attach_that_is_killed_leaves_what_was_there() {
     });
 }
 
-#[test]
-fn change_that_is_killed_is_made_whole_or_undone() {
-    with_killer(async || {
+/// A machine whose connections and forwards are to survive whatever happens to a change.
+struct Changed {
+    state: State,
+    guest: Guest,
+    kept: u16,
+    before: Vec<String>,
+    _outside: Namespace,
+}
+
+impl Changed {
+    async fn new() -> Self {
         let _outside = internet::connect_host();
         let state = State::new();
         let network = state.open().await;
         let guest = start(&network, &state, &NetworkPolicy::default()).await;
         let kept = forward(&network, &guest.record, 80).await.get();
-        let known = [&guest.record];
-        let undo = async || {
-            let network = tidy(&state, &known).await;
-            assert!(is_served(&guest, kept));
-            network.update_policy(&guest.record, &NetworkPolicy::default()).await.unwrap();
-            network.remove_forward(&guest.record, port()).await.unwrap();
-        };
         // Once there and back: forwarding stays on until the last card goes.
         network.update_policy(&guest.record, &all()).await.unwrap();
-        undo().await;
-        let before = everything_settled();
+        network.update_policy(&guest.record, &NetworkPolicy::default()).await.unwrap();
+        Self { before: everything_settled(), state, guest, kept, _outside }
+    }
 
-        let policy = Work::Policy(guest.record.clone(), all());
-        at_each_step(&state, &policy, async || {
-            undo().await;
-            assert_same(&everything_settled(), &before);
-        })
-        .await;
-        let forward = Work::Forward(guest.record.clone());
-        at_each_step(&state, &forward, async || {
-            undo().await;
-            assert_same(&everything_settled(), &before);
-        })
-        .await;
-        let unforward = Work::RemoveForward(guest.record.clone());
-        network.add_forward(&guest.record, port(), None).await.unwrap();
-        at_each_step(&state, &unforward, async || {
-            undo().await;
-            assert_same(&everything_settled(), &before);
-            state.open().await.add_forward(&guest.record, port(), None).await.unwrap();
+    /// Opens the state folder again and takes back whatever has come of the change.
+    async fn undo(&self) {
+        let record = &self.guest.record;
+        let network = tidy(&self.state, &[record]).await;
+        assert!(is_served(&self.guest, self.kept));
+        network.update_policy(record, &NetworkPolicy::default()).await.unwrap();
+        network.remove_forward(record, port()).await.unwrap();
+        assert_same(&everything_settled(), &self.before);
+    }
+}
+
+#[test]
+fn change_of_policy_that_is_killed_is_made_whole_or_undone() {
+    with_killer(async || {
+        let changed = Changed::new().await;
+        let work = Work::Policy(changed.guest.record.clone(), all());
+
+        at_each_step(&changed.state, &work, async || changed.undo().await).await;
+    });
+}
+
+#[test]
+fn forward_that_is_killed_is_made_whole_or_undone() {
+    with_killer(async || {
+        let changed = Changed::new().await;
+        let work = Work::Forward(changed.guest.record.clone());
+
+        at_each_step(&changed.state, &work, async || changed.undo().await).await;
+    });
+}
+
+#[test]
+fn end_of_a_forward_that_is_killed_is_made_whole_or_undone() {
+    with_killer(async || {
+        let changed = Changed::new().await;
+        let record = &changed.guest.record;
+        let forward_again =
+            async || changed.state.open().await.add_forward(record, port(), None).await.unwrap();
+        forward_again().await;
+
+        at_each_step(&changed.state, &Work::RemoveForward(record.clone()), async || {
+            changed.undo().await;
+            forward_again().await;
         })
         .await;
     });

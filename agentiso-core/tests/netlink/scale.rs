@@ -14,9 +14,6 @@ const MACHINES: usize = 1000;
 /// How long all rules may take to be made again, on a slow machine without optimisation.
 const REBUILD_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long it may take to make all of them, one by one.
-const ALL_LIMIT: Duration = Duration::from_secs(60);
-
 /// How long one more machine may take beside all others.
 const ATTACH_LIMIT: Duration = Duration::from_secs(1);
 
@@ -32,12 +29,17 @@ fn rules_of_a_thousand_machines_are_made_in_bounded_time_and_do_not_grow() {
         let policy = NetworkPolicy { allow_inter_vm: true, allowed_ports: vec![80, 443], ..internet_on() };
         let mut cards = vec![network.attach(state.spec(&policy)).await.unwrap()];
         let few = rules();
-        let begun = Instant::now();
+        let mut hundreds = Vec::new();
         while cards.len() < MACHINES {
-            cards.push(network.attach(state.spec(&policy)).await.unwrap());
+            let begun = Instant::now();
+            for _ in 0..100.min(MACHINES - cards.len()) {
+                cards.push(network.attach(state.spec(&policy)).await.unwrap());
+            }
+            hundreds.push(begun.elapsed());
         }
-        assert!(begun.elapsed() < ALL_LIMIT, "{:?}", begun.elapsed());
-        println!("all attached in {:?}", begun.elapsed());
+        println!("attached, a hundred at a time, in {hundreds:?}");
+        let (first, last) = (hundreds[0], hundreds[hundreds.len() - 1]);
+        assert!(last < 4 * first + Duration::from_secs(1), "the more there are, the longer one takes");
         let begun = Instant::now();
         cards.push(network.attach(state.spec(&policy)).await.unwrap());
         assert!(begun.elapsed() < ATTACH_LIMIT, "{:?}", begun.elapsed());

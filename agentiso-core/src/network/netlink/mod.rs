@@ -6,24 +6,25 @@
 //!
 //! - **IPv6 is dropped**, on the bridge and on every port, link-local included.
 //! - **Machines among themselves**: nothing passes, and ports are `isolated`, but for machines that all allow it
-//!   (`allow_inter_vm`) or share a group. These talk over the bridge; nothing is ever routed between machines.
+//!   (`allow_inter_vm`) or share a group. These talk over the bridge; nothing is ever routed between machines. Each pair
+//!   of a group's machines is an element of a set, so that a group has a limited size.
 //! - **The host** is not reached by machines; the host reaches machines, and gets its answers.
 //! - **Internet**: masqueraded, judged packet by packet by the policy in force. So a connection that a new policy does
-//!   not allow ends with its next packet (TCP with a reset), and all others live on. Loopback, link-local, multicast and
-//!   reserved destinations never pass. Packets that come in by the interfaces that default routes lead to are forwarded
-//!   while a machine may need it; `net.ipv4.ip_forward` itself is not touched. A foreign firewall that drops forwarded
-//!   packets drops these too.
+//!   not allow ends with its next packet (TCP with a reset to whoever sent it), and all others live on. With a machine,
+//!   the kernel forgets its connections. Loopback, link-local, multicast and reserved destinations never pass. Packets
+//!   that come in by the interfaces that default routes lead to are forwarded while a machine may need it;
+//!   `net.ipv4.ip_forward` itself is not touched. A foreign firewall that drops forwarded packets drops these too.
 //! - **Names**: the machine's name server is the gateway's address; with internet access, questions are redirected to
 //!   the first IPv4 name server of the host's /etc/resolv.conf that is not on its loopback (or of systemd-resolved's,
-//!   or else the one on the loopback). It is looked up at each change.
+//!   or else the one on the loopback). It is looked up at each change and opening.
 //! - **Forwards** are redirections of connections to the host's 127.0.0.1, or, if configured so, to any address of the
-//!   host. Nothing listens: a program that takes the port later is not reached at it. A forward that is removed ends
-//!   its connections with their next packet.
+//!   host. Nothing listens: a program that takes the port later is not reached at it; other state folders do not take it
+//!   (see `ports`). A forward that is removed ends its connections with their next packet.
 //!
-//! All of a state folder is in the two tables `agentiso_XXXXXXXX` and the bridge `agbrXXXXXXXX`, and TAP devices are `atXXXXXXXX.....`, where the X are of a hash of
-//! the state folder's id; nothing else of the host is changed but the forwarding of single interfaces, which is
-//! switched back with the last card. What the rules are made from is in the folder `network` of the state folder: what
-//! is missing in the kernel is made again when the network is opened.
+//! All of a state folder is in the two tables `agentiso_XXXXXXXX` and the bridge `agbrXXXXXXXX`, and TAP devices are
+//! `atXXXXXXXX.....`, where the X are of a hash of the state folder's id; nothing else of the host is changed but the
+//! forwarding of single interfaces, which is switched back with the last card. What the rules are made from is in the
+//! folder `network` of the state folder: what is missing in the kernel is made again when the network is opened.
 
 mod check;
 mod conntrack;

@@ -1,5 +1,5 @@
 use super::{Scene, create};
-use crate::network::NetworkError;
+use crate::network::{MAX_GROUPS, NetworkError};
 use crate::types::{GuestPort, HostPort};
 use crate::{EngineError, PolicyChange, StoreError};
 
@@ -63,6 +63,32 @@ async fn policy_changes_are_partial_and_keep_forwards() {
     assert_eq!(policy.allowed_ports, [443]);
     assert_eq!(scene.fakes.policy(workspace.id()), Some(policy));
     assert!(scene.fakes.is_listening(forward.host_port));
+}
+
+#[tokio::test]
+async fn groups_that_cannot_be_are_refused_and_change_nothing() {
+    let scene = Scene::new().await;
+    let host = scene.open().await;
+    let workspace = create(&host, "a").await;
+    let groups = |count: usize| {
+        let names = (0..count).map(|n| format!("team-{n}").parse().unwrap());
+        PolicyChange { groups: Some(names.collect()), ..PolicyChange::default() }
+    };
+
+    let too_many = workspace.set_policy(groups(MAX_GROUPS + 1)).await;
+    let kept_apart = workspace.set_policy(groups(1)).await;
+
+    let count = MAX_GROUPS + 1;
+    assert!(
+        matches!(&too_many, Err(EngineError::Network(NetworkError::TooManyGroups { count: found })) if *found == count),
+        "{too_many:?}"
+    );
+    assert!(
+        matches!(kept_apart, Err(EngineError::Network(NetworkError::Unsupported { .. }))),
+        "{kept_apart:?}"
+    );
+    assert!(workspace.info().await.unwrap().network.groups.is_empty());
+    workspace.set_policy(groups(0)).await.unwrap();
 }
 
 #[tokio::test]
