@@ -4,7 +4,7 @@
 //! corpus with `--minimise`.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -40,7 +40,7 @@ Usage: cargo xtask fuzz [--seconds N | --cpu-seconds N] [--coverage] [--minimise
 
   --seconds N       how long each target runs (60)
   --cpu-seconds N   the same in CPU time, for a busy host
-  --coverage        then says how much of the decoder's source files the corpus reaches
+  --coverage        then says how much of our source files the inputs reach (needs llvm-symbolizer)
   --minimise        then puts what was found, minimised, into the committed corpus
 ";
 
@@ -321,43 +321,44 @@ impl Site {
         fs::remove_dir_all(&merged).map_err(run::at("remove", &merged))
     }
 
-    /// Prints how much of each of our own source files the corpus reaches. Without LLVM's tools there is nothing to say.
+    /// Prints how much of each of our own source files the inputs reach, in edges between blocks of code.
     fn coverage(&self, target: &str) -> Done {
-        let mut command = self.cargo_fuzz("coverage");
-        command.arg(target).arg(self.found(target)?).arg(self.committed(target));
-        run::run_logged(&mut command, &self.found.join(format!("{target}.coverage.log")), |_| false)?;
-        let sysroot = run::output(Command::new("rustc").args(["--print", "sysroot"]))?;
-        let host = run::output(Command::new("rustc").args(["--print", "host-tuple"]))?;
-        let host = host.trim();
-        let tool = Path::new(sysroot.trim()).join("lib/rustlib").join(host).join("bin/llvm-cov");
-        let profile = self.fuzz.join("coverage").join(target).join("coverage.profdata");
-        let built = run::target_folder()?;
-        let program =
-            [built.join(host).join("coverage"), self.fuzz.join("target").join(host).join("coverage")]
-                .into_iter()
-                .map(|folder| folder.join(host).join("release").join(target))
-                .find(|path| path.is_file())
-                .ok_or_else(|| Failure::new(format!("cargo fuzz coverage has built no {target}")))?;
-        let mut report = Command::new(tool);
-        report.arg("report").arg("--show-functions=false").arg("--instr-profile").arg(profile).arg(program);
-        let text = run::output(&mut report)?;
-        for line in text.lines().filter(|line| line.contains("agentiso") && !line.contains("fuzz")) {
-            if let Some((file, lines)) = covered_lines(line) {
-                println!("  {target}: {file}: {lines}");
+        let mut command = self.program(target)?;
+        command.arg(self.found(target)?).arg(self.committed(target)).args(["-runs=0", "-print_coverage=1"]);
+        let symbolizer = run::output(Command::new("sh").args(["-c", "command -v llvm-symbolizer"]));
+        let Ok(symbolizer) = symbolizer else {
+            println!("  {target}: no coverage by file, for llvm-symbolizer is not installed (package llvm)");
+            return Ok(());
+        };
+        command.env("ASAN_SYMBOLIZER_PATH", symbolizer.trim());
+        let mut files: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+        run::run_logged(&mut command, &self.found.join(format!("{target}.coverage.log")), |line| {
+            if let Some((file, taken, all)) = edges(line) {
+                let sum = files.entry(file.to_owned()).or_default();
+                *sum = (sum.0 + taken, sum.1 + all);
             }
+            false
+        })?;
+        for (file, (taken, all)) in files.iter().filter(|(_, (taken, _))| *taken > 0) {
+            println!("  {target}: {file}: {taken} of {all} edges");
         }
         Ok(())
     }
 }
 
-/// File and share of lines reached, of one line of `llvm-cov report`; none for a file that is not reached.
-fn covered_lines(line: &str) -> Option<(&str, &str)> {
-    let words: Vec<&str> = line.split_whitespace().collect();
-    // File, then regions, functions and lines: how many, how many missed, the share.
-    match words[..] {
-        [file, _, _, _, _, _, _, _, _, lines, ..] if lines != "0.00%" && lines != "-" => Some((file, lines)),
-        _ => None,
-    }
+/// The file of ours that a line of libFuzzer's coverage is about, and how many edges of a function in it were taken:
+/// `COVERED_FUNC: hits: 3 edges: 5/9 name /path/to/file.rs:12`.
+fn edges(line: &str) -> Option<(&str, u64, u64)> {
+    let (_, rest) = line.split_once("COVERED_FUNC: hits: ")?;
+    let (_, rest) = rest.split_once(" edges: ")?;
+    let (edges, rest) = rest.split_once(' ')?;
+    let (taken, all) = edges.split_once('/')?;
+    let (path, _line) = rest.rsplit(' ').next()?.rsplit_once(':')?;
+    // Ours are named from the repository on.
+    let at = ["agentiso-core/src/", "agentiso-guest/src/", "agentiso-cli/src/"]
+        .iter()
+        .find_map(|ours| path.find(ours))?;
+    Some((path.get(at..)?, taken.parse().ok()?, all.parse().ok()?))
 }
 
 /// The names in the `[[bin]]` sections of the manifest.
@@ -457,10 +458,12 @@ mod tests {
     }
 
     #[test]
-    fn covered_lines_are_those_of_files_that_are_reached() {
-        let line = "agentiso-guest/src/frame.rs  120 20 83.33%  10 1 90.00%  200 30 85.00%  0 0 -";
-        assert_eq!(covered_lines(line), Some(("agentiso-guest/src/frame.rs", "85.00%")));
-        let line = "agentiso-guest/src/walk.rs  120 120 0.00%  10 10 0.00%  200 200 0.00%  0 0 -";
-        assert_eq!(covered_lines(line), None);
+    fn edges_are_those_of_our_own_files() {
+        let line = "COVERED_FUNC: hits: 3 edges: 5/9 <x as y<z>>::f /w/agentiso-guest/src/frame.rs:12";
+        assert_eq!(edges(line), Some(("agentiso-guest/src/frame.rs", 5, 9)));
+        let line = "UNCOVERED_FUNC: hits: 0 edges: 0/7 g ./agentiso-core/src/a/b.rs:1";
+        assert_eq!(edges(line), Some(("agentiso-core/src/a/b.rs", 0, 7)));
+        assert_eq!(edges("COVERED_FUNC: hits: 3 edges: 5/9 h /rustc/library/core/src/x.rs:1"), None);
+        assert_eq!(edges("#2 INITED cov: 1 ft: 1"), None);
     }
 }

@@ -182,8 +182,8 @@ impl Soak {
 
     /// One process that does one thing, and is perhaps killed.
     fn operate(&self, dice: &mut Dice) {
-        let name = dice.pick(&NAMES).unwrap_or("soak-a");
-        let is_full = self.names().len() >= MOST_WORKSPACES;
+        let existing = self.names();
+        let is_full = existing.len() >= MOST_WORKSPACES;
         let kinds: &[&'static str] = if is_full {
             &["rm", "rm", "exec", "stop", "ls"]
         } else {
@@ -193,6 +193,10 @@ impl Soak {
             ]
         };
         let Some(kind) = dice.pick(kinds) else { return };
+        let existing: Vec<&str> = existing.iter().map(String::as_str).collect();
+        // Mostly one that is there, or was a moment ago.
+        let among = if kind == "create" || dice.roll(8) == 0 { &NAMES } else { existing.as_slice() };
+        let name = dice.pick(among).unwrap_or("soak-a");
         let port = format!("{}:{}", 20_000 + dice.roll(1000), 80);
         let words: Vec<&str> = match kind {
             "create" => vec!["create", name],
