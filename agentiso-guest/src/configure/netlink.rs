@@ -69,12 +69,7 @@ impl Netlink {
 
     /// Gives a card this IPv4 address and no other.
     pub(super) fn set_address(&self, index: u32, address: Ipv4Addr, prefix: u8) -> Result<(), Errno> {
-        let mut request = Request::new(RTM_NEWADDR, REQUEST | ACK | CREATE | REPLACE);
-        request.bytes(&[FAMILY_INET, prefix, 0, 0]).number(index);
-        request.attribute(IFA_LOCAL, &address.octets()).attribute(IFA_ADDRESS, &address.octets());
-        let host_bits = u32::MAX.checked_shr(prefix.into()).unwrap_or(0);
-        request.attribute(IFA_BROADCAST, &(address.to_bits() | host_bits).to_be_bytes());
-        self.execute(request)?;
+        // The others first: beside another one of its network this one would be a second address, and go with the first.
         for (other, other_prefix) in self.addresses(index)? {
             if (other, other_prefix) != (address, prefix) {
                 let mut request = Request::new(RTM_DELADDR, REQUEST | ACK);
@@ -87,7 +82,12 @@ impl Netlink {
                 }
             }
         }
-        Ok(())
+        let mut request = Request::new(RTM_NEWADDR, REQUEST | ACK | CREATE | REPLACE);
+        request.bytes(&[FAMILY_INET, prefix, 0, 0]).number(index);
+        request.attribute(IFA_LOCAL, &address.octets()).attribute(IFA_ADDRESS, &address.octets());
+        let host_bits = u32::MAX.checked_shr(prefix.into()).unwrap_or(0);
+        request.attribute(IFA_BROADCAST, &(address.to_bits() | host_bits).to_be_bytes());
+        self.execute(request)
     }
 
     /// Makes `gateway` the default route, or leaves the card without one.
