@@ -210,3 +210,45 @@ impl Request {
         self.0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// A network namespace begins with a loopback that has no address yet.
+    const CARD: u32 = 1;
+
+    /// Not a test of its own: what is done in a network of its own.
+    #[test]
+    #[ignore = "helper process of new_address_of_the_same_network_takes_the_place_of_the_old_one"]
+    fn helper_process_in_a_network_of_its_own() {
+        let netlink = Netlink::open().unwrap();
+        for last in [5, 9, 9, 7] {
+            let address = Ipv4Addr::new(10, 99, 0, last);
+
+            netlink.set_address(CARD, address, 16).unwrap();
+
+            assert_eq!(netlink.addresses(CARD).unwrap(), [(address, 16)]);
+        }
+        netlink.set_address(CARD, Ipv4Addr::new(10, 99, 0, 7), 24).unwrap();
+        assert_eq!(netlink.addresses(CARD).unwrap(), [(Ipv4Addr::new(10, 99, 0, 7), 24)]);
+    }
+
+    #[test]
+    fn new_address_of_the_same_network_takes_the_place_of_the_old_one() {
+        let helper = "configure::netlink::tests::helper_process_in_a_network_of_its_own";
+        let own = std::env::current_exe().unwrap();
+        let output =
+            Command::new("unshare").arg("-rn").arg(own).args(["--exact", "--ignored", helper]).output();
+        let output = output.unwrap();
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        if err.starts_with("unshare: ") {
+            println!("skipped: this user may not have a network of its own: {err}");
+            return;
+        }
+
+        assert!(output.status.success() && out.contains("1 passed"), "{out}{err}");
+    }
+}
