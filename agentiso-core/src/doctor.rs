@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::channel::vsock::VsockChannel;
-use crate::config::{Backend, Config, ConfigError};
+use crate::config::{Backend, BackendKind, Config, ConfigError, Requirement};
 use crate::error::EngineError;
 use crate::hypervisor::{Hypervisor, HypervisorError, qemu};
 use crate::image::{AssetError, Assets};
@@ -149,6 +149,13 @@ async fn backends(config: &Config, doctor: &mut Doctor) {
             .need("configuration", Err((error.to_string(), "see docs/configuration.md".to_owned())));
     }
     let limits = config.choices.allows(Backend::Cgroup).then(qemu::limits_obstacle).flatten();
+    let forced = config.choices.forced_of(BackendKind::Limits) == Some(Backend::Cgroup);
+    if let Some(obstacle) =
+        limits.as_ref().filter(|_| forced || config.require.contains(&Requirement::Limits))
+    {
+        let remedy = "do as it says, or take limits out of the configuration".to_owned();
+        doctor.need("limits", Err((obstacle.clone(), remedy)));
+    }
     let choices = [
         choice::disks(config),
         Ok(choice::network(config)),

@@ -122,6 +122,14 @@ mod tests {
     }
 
     #[test]
+    fn pool_is_named_and_never_taken_for_granted() {
+        let zfs = Line::try_parse_from(["init", "--zfs", "tank"]).unwrap().args.zfs;
+
+        assert_eq!(zfs.as_deref(), Some("tank"));
+        assert!(Line::try_parse_from(["init", "--zfs"]).is_err());
+    }
+
+    #[test]
     fn kernel_and_modules_belong_together() {
         for line in [
             vec!["init", "--kernel", "k"],

@@ -46,6 +46,15 @@ pub enum ConfigError {
         #[source]
         source: std::io::Error,
     },
+    /// It cannot be written.
+    #[error("could not write the configuration {path}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// Others than root and this user could have written it.
     #[error("the configuration {path} is not trusted, {reason}: make it yours or root's, and chmod go-w it")]
     NotTrusted {

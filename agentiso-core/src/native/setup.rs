@@ -57,7 +57,7 @@ pub async fn prepare_zfs(config: &Config, pool: &str) -> Result<ZfsSetup, Engine
     disks::expect_unmoved(config, &store, Some(&dataset)).await?;
     let written = text.is_some();
     if let Some(text) = text {
-        write(&file, &text).map_err(|source| ConfigError::Read { path: file.clone(), source })?;
+        write(&file, &text).map_err(|source| ConfigError::Write { path: file.clone(), source })?;
     }
     Ok(ZfsSetup { dataset, file, written })
 }

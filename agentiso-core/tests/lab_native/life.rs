@@ -112,7 +112,9 @@ async fn intrude(cid: u32, nonce: Nonce, proof: Option<Proof>) -> Vec<u8> {
     AsyncWriteExt::write_all(&mut stream, &bytes).await.unwrap();
     let mut answer = Vec::new();
     // One that hangs up with unread input resets the connection.
-    let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("it hangs up");
+    let _ = tokio::time::timeout(PATIENCE, AsyncReadExt::read_to_end(&mut stream, &mut answer))
+        .await
+        .expect("it hangs up");
     answer
 }
 

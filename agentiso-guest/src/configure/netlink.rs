@@ -69,7 +69,7 @@ impl Netlink {
 
     /// Gives a card this IPv4 address and no other.
     pub(super) fn set_address(&self, index: u32, address: Ipv4Addr, prefix: u8) -> Result<(), Errno> {
-        // Before: beside another one of the same network it would be its second, and go with it.
+        // The others first: beside another one of its network this one would be a second address, and go with the first.
         for (other, other_prefix) in self.addresses(index)? {
             if (other, other_prefix) != (address, prefix) {
                 let mut request = Request::new(RTM_DELADDR, REQUEST | ACK);
@@ -208,5 +208,47 @@ impl Request {
         let length = u32::try_from(self.0.len()).unwrap_or(u32::MAX);
         self.0[..4].copy_from_slice(&length.to_ne_bytes());
         self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// A network namespace begins with a loopback that has no address yet.
+    const CARD: u32 = 1;
+
+    /// Not a test of its own: what is done in a network of its own.
+    #[test]
+    #[ignore = "helper process of new_address_of_the_same_network_takes_the_place_of_the_old_one"]
+    fn helper_process_in_a_network_of_its_own() {
+        let netlink = Netlink::open().unwrap();
+        for last in [5, 9, 9, 7] {
+            let address = Ipv4Addr::new(10, 99, 0, last);
+
+            netlink.set_address(CARD, address, 16).unwrap();
+
+            assert_eq!(netlink.addresses(CARD).unwrap(), [(address, 16)]);
+        }
+        netlink.set_address(CARD, Ipv4Addr::new(10, 99, 0, 7), 24).unwrap();
+        assert_eq!(netlink.addresses(CARD).unwrap(), [(Ipv4Addr::new(10, 99, 0, 7), 24)]);
+    }
+
+    #[test]
+    fn new_address_of_the_same_network_takes_the_place_of_the_old_one() {
+        let helper = "configure::netlink::tests::helper_process_in_a_network_of_its_own";
+        let own = std::env::current_exe().unwrap();
+        let output =
+            Command::new("unshare").arg("-rn").arg(own).args(["--exact", "--ignored", helper]).output();
+        let output = output.unwrap();
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        if err.starts_with("unshare: ") {
+            println!("skipped: this user may not have a network of its own: {err}");
+            return;
+        }
+
+        assert!(output.status.success() && out.contains("1 passed"), "{out}{err}");
     }
 }
