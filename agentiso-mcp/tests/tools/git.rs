@@ -283,3 +283,101 @@ async fn long_diff_is_cut_between_characters() {
         ["diff", "--no-color", "--no-ext-diff", "--cached", "--stat", "--", "-a b"]
     );
 }
+
+/// A client with a workspace `w` whose git is this host's own, with the folder in place of `/workspace`.
+async fn real_git(folder: &tempfile::TempDir) -> Option<Client> {
+    if std::process::Command::new("git").arg("--version").output().is_err() {
+        println!("skipped: this host has no git");
+        return None;
+    }
+    let mut client = Client::new().await;
+    let id = client.create("w").await;
+    let root = folder.path().to_str().unwrap().to_owned();
+    client.guest(&id).add_program("git", move |asked| {
+        let here = |text: &String| text.replace("/workspace", &root);
+        let mut child = std::process::Command::new("git")
+            .args(asked.argv[1..].iter().map(here))
+            .envs(asked.env)
+            // Nothing of this host's own configuration.
+            .envs([
+                ("GIT_CONFIG_GLOBAL", "/dev/null"),
+                ("GIT_CONFIG_SYSTEM", "/dev/null"),
+                ("HOME", root.as_str()),
+            ])
+            .env("PATH", std::env::var_os("PATH").unwrap())
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), &asked.stdin).unwrap();
+        let done = child.wait_with_output().unwrap();
+        let status = u8::try_from(done.status.code().unwrap()).unwrap();
+        FakeOutput { status, stdout: done.stdout, stderr: done.stderr }
+    });
+    Some(client)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn git_itself_clones_commits_and_pushes() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(mut client) = real_git(&folder).await else { return };
+    let run = |arguments: &[&str]| {
+        let done =
+            std::process::Command::new("git").current_dir(folder.path()).args(arguments).output().unwrap();
+        assert!(done.status.success(), "{done:?}");
+    };
+    run(&["init", "--quiet", "--bare", "--initial-branch=main", "far.git"]);
+    let at = |path: &str| folder.path().join("near").join(path);
+    let near = |more: Value| {
+        let mut arguments = json!({ "workspace_id": "w", "path": "/workspace/near" });
+        arguments.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        arguments
+    };
+
+    let clone = json!({ "url": "/workspace/far.git" });
+    let cloned = client.ok("git_clone", near(clone)).await;
+    assert_eq!(cloned, json!({ "path": "/workspace/near", "commit_sha": null }));
+    let fresh = client.ok("git_status", near(json!({}))).await;
+    assert_eq!(
+        (&fresh["branch"], &fresh["dirty"], &fresh["ahead"]),
+        (&json!("main"), &json!(false), &Value::Null)
+    );
+
+    std::fs::write(at("a file"), "one\n").unwrap();
+    let nothing = client.ok("git_commit", near(json!({ "message": "m", "add_all": false }))).await;
+    assert_eq!((&nothing["nothing_to_commit"], &nothing["commit_sha"]), (&json!(true), &Value::Null));
+    let first = client.ok("git_commit", near(json!({ "message": "-m first\n\nmore" }))).await;
+    assert_eq!((&first["summary"], &first["branch"]), (&json!("-m first"), &json!("main")));
+    assert!(
+        first["commit_sha"].as_str().unwrap().starts_with(first["short_sha"].as_str().unwrap()),
+        "{first}"
+    );
+    let pushed = client.ok("git_push", near(json!({ "set_upstream": true }))).await;
+    assert_eq!((&pushed["remote"], &pushed["branch"]), (&json!("origin"), &json!("main")));
+
+    std::fs::rename(at("a file"), at("b file")).unwrap();
+    client
+        .ok("git_commit", near(json!({ "message": "second", "author_name": "Ada", "author_email": "a@x" })))
+        .await;
+    std::fs::write(at("b file"), "ä€\n".repeat(1000)).unwrap();
+    std::fs::write(at("new\nline"), "").unwrap();
+    let status = client.ok("git_status", near(json!({}))).await;
+    assert_eq!((&status["ahead"], &status["behind"]), (&json!(1), &json!(0)));
+    assert_eq!((&status["modified"], &status["untracked"]), (&json!(["b file"]), &json!(["new\nline"])));
+
+    let diff = client.ok("git_diff", near(json!({ "max_bytes": 301 }))).await;
+    assert_eq!(diff["truncated"], true);
+    assert!(!diff["diff"].as_str().unwrap().contains('\u{fffd}'), "{diff}");
+    let stat = client.ok("git_diff", near(json!({ "stat": true, "file_path": "b file" }))).await;
+    assert!(stat["diff"].as_str().unwrap().contains("1 file changed"), "{stat}");
+    client.ok("git_push", near(json!({ "branch": "HEAD:refs/heads/other" }))).await;
+    let again = client.ok("git_clone", json!({
+        "workspace_id": "w", "path": "/workspace/third", "url": "file:///workspace/far.git", "branch": "other", "depth": 1,
+    }));
+    assert!(again.await["commit_sha"].is_string());
+    let (message, next_step) =
+        fails(&mut client, "git_clone", near(json!({ "url": "/workspace/far.git" })), "invalid_request")
+            .await;
+    assert!(message.contains("already exists") && next_step.contains("another path"), "{message}");
+}
