@@ -10,6 +10,7 @@ use std::{
     net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -151,8 +152,14 @@ impl Server {
     }
 
     fn try_call(&self, headers: &str, tool: &str, arguments: &Value) -> Option<Value> {
+        static IDS: AtomicU64 = AtomicU64::new(100);
+        self.try_call_as(IDS.fetch_add(1, Ordering::Relaxed), headers, tool, arguments)
+    }
+
+    /// Calls a tool as the request of this id.
+    fn try_call_as(&self, id: u64, headers: &str, tool: &str, arguments: &Value) -> Option<Value> {
         let params = json!({ "name": tool, "arguments": arguments });
-        let message = json!({ "jsonrpc": "2.0", "id": 5, "method": "tools/call", "params": params });
+        let message = json!({ "jsonrpc": "2.0", "id": id, "method": "tools/call", "params": params });
         let answer = self.post(headers, &message).ok()?;
         let mut events = answer.lines().filter_map(|line| line.strip_prefix("data: "));
         let message: Value = events.find_map(|data| serde_json::from_str(data).ok())?;
@@ -189,7 +196,8 @@ fn session(name: &str) -> String {
 fn python_client_does_everything_over_stdio() {
     let (Some(home), Some(python)) = (home(), python()) else { return };
     let mut command = Command::new(python);
-    command.arg(script("client.py")).args(["stdio", PROGRAM]);
+    let transfer = tempfile::tempdir().unwrap();
+    command.arg(script("client.py")).args(["stdio", PROGRAM]).env("AGENTISO_TRANSFER_DIR", transfer.path());
     passes(command.env("AGENTISO_HOME", home).env("AGENTISO_SESSION", session("py-stdio")));
 }
 
@@ -225,6 +233,40 @@ fn typescript_client_does_everything_over_http() {
     let mut command = Command::new("node");
     command.arg(script("client.mjs")).args(["http", &server.url, &token.text]);
     passes(command.env("AGENTISO_MCP_NODE_MODULES", modules));
+}
+
+#[test]
+fn cancelled_command_is_killed_in_the_guest() {
+    let Some(home) = home() else { return };
+    let token = Token::new(&home, "cancel");
+    let server = Server::start(&home);
+    let headers = server.open(&token);
+    let made = server.call(&headers, "workspace_create", &json!({ "memory_mb": 256, "disk_gb": 4 }));
+    let id = made["workspace_id"].clone();
+    let count = || {
+        let command = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -c 'sleep 424[2]'";
+        let output = server.call(&headers, "exec", &json!({ "workspace_id": id, "command": command }));
+        output["stdout"].as_str().unwrap().trim().to_owned()
+    };
+    let wait_for = |expected: &str| {
+        let begin = std::time::Instant::now();
+        while count() != expected {
+            assert!(begin.elapsed() < Duration::from_secs(100), "there is not {expected} command");
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    };
+
+    std::thread::scope(|scope| {
+        let sleeping = json!({ "workspace_id": id, "command": "sleep 4242; true" });
+        let call = scope.spawn(|| server.try_call_as(5, &headers, "exec", &sleeping));
+        wait_for("1");
+        let params = json!({ "requestId": 5 });
+        let cancel = json!({ "jsonrpc": "2.0", "method": "notifications/cancelled", "params": params });
+        server.post(&headers, &cancel).unwrap();
+        wait_for("0");
+        assert_eq!(call.join().unwrap(), None);
+    });
+    server.call(&headers, "workspace_destroy", &json!({ "workspace_id": id }));
 }
 
 #[test]

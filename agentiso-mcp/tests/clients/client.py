@@ -96,6 +96,8 @@ async def everything(session):
         assert polled["running"] is True, polled
         same = await call(session, "exec", workspace_id=forks[0], command="sha256sum < /root/big; cat /root/state")
         assert same["stdout"].endswith("running\n"), same
+        if "AGENTISO_TRANSFER_DIR" in os.environ:
+            await transfer(session, workspace)
         status = await call(session, "git_status", True, workspace_id=workspace)
         assert status["code"] == "invalid_request", status
         await call(session, "snapshot", workspace_id=workspace, action="create", name="s")
@@ -107,6 +109,28 @@ async def everything(session):
             await call(session, "workspace_destroy", workspace_id=one)
     listed = await call(session, "workspace_list")
     assert workspace not in str(listed), listed
+
+
+async def transfer(session, workspace):
+    """There and back, with a file of any bytes."""
+    folder = os.environ["AGENTISO_TRANSFER_DIR"]
+    size = 20 * MIB
+    with open(os.path.join(folder, "up"), "wb") as file:
+        file.write(os.urandom(size))
+    told = []
+
+    async def progress(done, total, message):
+        told.append((done, total))
+
+    both = {"workspace_id": workspace, "guest_path": "/root/transferred"}
+    up = await call(session, "file_transfer", progress=progress, direction="upload", host_path="up", **both)
+    down = await call(session, "file_transfer", direction="download", host_path="down", **both)
+    assert up["bytes"] == down["bytes"] == size, (up, down)
+    assert all(total == size for _, total in told), told
+    with open(os.path.join(folder, "up"), "rb") as sent, open(os.path.join(folder, "down"), "rb") as received:
+        assert sent.read() == received.read()
+    for path in ("../x", "/etc/passwd", "sub/../../x"):
+        await call(session, "file_transfer", True, direction="upload", host_path=path, **both)
 
 
 async def apart(url, one, two):

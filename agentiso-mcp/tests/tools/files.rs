@@ -117,7 +117,7 @@ async fn wrong_paths_modes_and_texts_are_refused() {
 async fn any_bytes_are_transferred_both_ways() {
     let mut client = Client::new().await;
     let id = client.create("w").await;
-    let bytes: Vec<u8> = (0..3 * MIB).map(|index| (index % 251) as u8).collect();
+    let bytes: Vec<u8> = (0..=250_u8).cycle().take(3 * MIB).collect();
     std::fs::write(client.lab.transfer("up"), &bytes).unwrap();
 
     let up = json!({ "workspace_id": "w", "direction": "upload", "host_path": "up", "guest_path": "/x/up" });
