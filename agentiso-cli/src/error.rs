@@ -106,6 +106,7 @@ impl CliError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::Engine(error) => error.kind(),
+            Self::Mcp(error) => error.kind(),
             Self::Request { .. } => ErrorKind::InvalidParams,
             Self::Guest(error) => match **error {
                 GuestError::Refused { code: ErrorCode::Invalid, .. } => ErrorKind::InvalidParams,

@@ -156,3 +156,40 @@ fn terminal_and_json_exclude_each_other() {
     assert_eq!(ended.status, 125);
     assert_eq!(ended.error()["code"], "invalid_params");
 }
+
+#[test]
+fn tokens_of_the_mcp_server_are_made_listed_and_removed() {
+    let cli = Cli::new();
+
+    let token = cli.ok(&["mcp", "token", "add", "ci"]);
+    let listed = cli.ok(&["mcp", "token", "ls", "--json"]);
+    let taken = cli.run(&["mcp", "token", "add", "ci", "--json"]);
+    cli.ok(&["mcp", "token", "rm", "ci"]);
+
+    assert!(token.len() == 65 && token.trim_end().bytes().all(|byte| byte.is_ascii_hexdigit()), "{token}");
+    assert_eq!(serde_json::from_str::<Value>(&listed).unwrap(), serde_json::json!(["ci"]));
+    assert_eq!(taken.status, 1);
+    assert!(taken.error()["next_step"].as_str().unwrap().contains("token rm"), "{taken:?}");
+    assert_eq!(cli.ok(&["mcp", "token", "ls"]), "");
+}
+
+#[test]
+fn mcp_over_http_is_not_served_without_tokens_or_to_other_hosts() {
+    let cli = Cli::new();
+
+    let nobody = cli.run(&["mcp", "--http", "127.0.0.1:0"]);
+    cli.ok(&["mcp", "token", "add", "ci"]);
+    let everybody = cli.run(&["mcp", "--http", "0.0.0.0:0"]);
+
+    assert_eq!((nobody.status, everybody.status), (1, 1));
+    assert!(nobody.stderr.contains("token add"), "{nobody:?}");
+    assert!(everybody.stderr.contains("--allow-remote"), "{everybody:?}");
+}
+
+#[test]
+fn mcp_tools_are_printed() {
+    let printed = Cli::new().ok(&["mcp", "--print-tools", "json"]);
+
+    let tools: Vec<Value> = serde_json::from_str(&printed).unwrap();
+    assert!(tools.iter().any(|tool| tool["name"] == "workspace_fork"), "{printed}");
+}

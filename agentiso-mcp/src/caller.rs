@@ -1,7 +1,7 @@
 //! On whose behalf tools act: the one place that decides which workspaces a call sees and operates.
 
 use agentiso_core::{
-    DiffSpec, DiffStream, ForkReport, ForkSpec, PromoteReport, PromoteSpec, TreeNode, Workspace,
+    DiffSpec, DiffStream, EngineError, ForkReport, ForkSpec, PromoteReport, PromoteSpec, TreeNode, Workspace,
     WorkspaceInfo, WorkspaceSpec, WorkspaceSummary,
     session::{Adoption, Call, Class, Seen, Session},
 };
@@ -95,6 +95,14 @@ impl Caller {
     /// The trees of forks that it sees.
     pub(crate) async fn tree(&self, root: Option<&str>) -> Result<Vec<TreeNode>, Failure> {
         Ok(self.session.tree(root).await?)
+    }
+
+    /// What came of an operation on a workspace that it got here: an error names nothing that it does not see.
+    pub(crate) async fn concealed<T>(&self, result: Result<T, EngineError>) -> Result<T, Failure> {
+        match result {
+            Ok(done) => Ok(done),
+            Err(error) => Err(self.session.conceal(error).await.into()),
+        }
     }
 
     /// Takes over a workspace that nobody owns, or with `force` one of an idle session's.

@@ -43,7 +43,7 @@ impl TransferFolder {
         let path = Path::new(given);
         let below = if path.is_absolute() { path.strip_prefix(&self.path).ok() } else { Some(path) };
         let below = below.filter(|below| {
-            !below.as_os_str().is_empty()
+            below.file_name().is_some()
                 && below.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
         });
         below.filter(|_| !given.contains('\0') && !given.ends_with('/')).ok_or_else(|| refused(given))

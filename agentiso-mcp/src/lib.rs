@@ -67,7 +67,7 @@ pub enum ServeError {
         name: String,
         /// Why.
         #[source]
-        source: EngineError,
+        source: Box<EngineError>,
     },
     /// The client does not read what it is sent.
     #[error("the MCP client has not read anything for {after:?}")]
@@ -101,7 +101,8 @@ where
 {
     use rmcp::service::ServerInitializeError::ConnectionClosed;
     let caller = service.caller(session).await;
-    let caller = caller.map_err(|source| ServeError::Session { name: session.to_owned(), source })?;
+    let caller = caller
+        .map_err(|source| ServeError::Session { name: session.to_owned(), source: Box::new(source) })?;
     let output = Stalling::new(output, Limits { write: WRITE_LIMIT, idle: None });
     let mut stalled = output.stalled();
     let serving = async {

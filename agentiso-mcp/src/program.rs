@@ -7,7 +7,7 @@ use std::{
 };
 
 use agentiso_core::{
-    Config, EngineError, Host, MAX_POOL, Pool, PoolSpec,
+    Config, EngineError, ErrorKind, Host, MAX_POOL, Pool, PoolSpec,
     session::SessionQuota,
     types::{Resources, WorkspaceId},
 };
@@ -161,6 +161,19 @@ pub enum RunError {
 impl RunError {
     fn usage(message: impl Into<String>, next_step: impl Into<String>) -> Self {
         Self::Usage { message: message.into(), next_step: next_step.into() }
+    }
+
+    /// The kind of failure, for programs.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Engine(error) => error.kind(),
+            Self::Serve(ServeError::Session { source, .. }) => source.kind(),
+            Self::Usage { .. } | Self::Token(TokenError::InvalidName(_)) => ErrorKind::InvalidParams,
+            Self::Token(TokenError::Exists { .. } | TokenError::Missing { .. }) | Self::Listen { .. } => {
+                ErrorKind::InvalidRequest
+            }
+            Self::Setup(_) | Self::Serve(_) | Self::Token(_) => ErrorKind::InternalError,
+        }
     }
 
     /// What to do next, as one sentence.

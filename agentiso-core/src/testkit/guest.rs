@@ -23,6 +23,31 @@ pub struct FakeFile {
     pub mode: u32,
 }
 
+/// How a program of a fake guest was started.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FakeInvocation {
+    /// The program and its arguments.
+    pub argv: Vec<String>,
+    /// Its environment.
+    pub env: BTreeMap<String, String>,
+    /// All of its standard input.
+    pub stdin: Vec<u8>,
+}
+
+/// What a program of a fake guest did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FakeOutput {
+    /// Its exit status.
+    pub status: u8,
+    /// What it printed on standard output.
+    pub stdout: Vec<u8>,
+    /// What it printed on standard error.
+    pub stderr: Vec<u8>,
+}
+
+/// A program of a fake guest.
+pub(super) type FakeProgram = Arc<dyn Fn(FakeInvocation) -> FakeOutput + Send + Sync>;
+
 /// Files by absolute path. Folders are there when something is in them.
 pub(super) type Files = BTreeMap<String, FakeFile>;
 
@@ -71,6 +96,8 @@ pub(super) struct GuestState {
     pub(super) jobs: JobTable,
     pub(super) next_pid: u32,
     pub(super) connections: usize,
+    /// By name.
+    pub(super) programs: BTreeMap<String, FakeProgram>,
 }
 
 /// The guest went away.
@@ -143,6 +170,19 @@ impl FakeGuest {
     /// Removes a file, as a process of the guest would; not synced. Not there: no effect.
     pub fn remove_file(&self, path: &str) {
         self.state().files.remove(path);
+    }
+
+    /// Puts a program there, for commands that begin with its name. A clone of the guest does not have it.
+    pub fn add_program(
+        &self,
+        name: &str,
+        program: impl Fn(FakeInvocation) -> FakeOutput + Send + Sync + 'static,
+    ) {
+        self.state().programs.insert(name.to_owned(), Arc::new(program));
+    }
+
+    pub(super) fn program(&self, name: &str) -> Option<FakeProgram> {
+        self.state().programs.get(name).cloned()
     }
 
     /// The environment that was set for all commands.

@@ -44,7 +44,7 @@ mod tests;
 pub use agent::serve_agent;
 pub use channel::FakeChannel;
 pub use faults::{Fault, Faults, InjectedFault, METHODS};
-pub use guest::{FakeFile, FakeGuest};
+pub use guest::{FakeFile, FakeGuest, FakeInvocation, FakeOutput};
 pub use host::FakeHost;
 pub use hypervisor::FakeHypervisor;
 pub use image::add_image;

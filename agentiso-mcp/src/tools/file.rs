@@ -38,7 +38,8 @@ pub(crate) struct ReadParams {
     path: String,
     /// The first byte to read; 0 unless given.
     offset: Option<u64>,
-    /// How many bytes to read; 262144 unless given.
+    /// How many bytes to read; 262144 unless given. Some clients take no answer of more than 1 MiB over HTTP: read longer
+    /// files in parts.
     #[schemars(range(min = 1, max = 8_388_608))]
     limit: Option<u64>,
 }

@@ -61,7 +61,7 @@ impl Tool for Forward {
             Action::Add => {
                 let host = params.host_port.map(HostPort::new).transpose().map_err(EngineError::from)?;
                 let workspace = call.caller.workspace(&params.workspace_id).await?;
-                Ok(json!(workspace.add_forward(guest, host).await?))
+                Ok(json!(call.caller.concealed(workspace.add_forward(guest, host).await).await?))
             }
             Action::Remove => {
                 unwanted(&params.host_port, "host_port", "remove")?;

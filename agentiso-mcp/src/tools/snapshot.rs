@@ -82,11 +82,11 @@ impl Tool for Snapshot {
             }
             (Action::Restore, Some(name)) => {
                 call.progress.stage("restoring the snapshot");
-                Ok(json!(workspace.restore(name.as_str()).await?))
+                Ok(json!(call.caller.concealed(workspace.restore(name.as_str()).await).await?))
             }
             (Action::Delete, Some(name)) => {
                 call.progress.stage("deleting the snapshot");
-                workspace.delete_snapshot(name.as_str()).await?;
+                call.caller.concealed(workspace.delete_snapshot(name.as_str()).await).await?;
                 Ok(json!({ "workspace_id": workspace.id(), "name": workspace.name(), "deleted": name }))
             }
             (_, _) => Ok(json!({ "snapshots": workspace.snapshots().await? })),

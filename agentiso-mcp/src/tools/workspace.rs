@@ -123,7 +123,7 @@ impl Tool for Start {
     async fn call(call: &Call<'_>, params: OneWorkspace) -> Result<Value, Failure> {
         let workspace = call.caller.workspace(&params.workspace_id).await?;
         call.progress.stage("booting the machine");
-        workspace.start().await?;
+        call.caller.concealed(workspace.start().await).await?;
         call.service.metrics.booted();
         state_of(&workspace).await
     }

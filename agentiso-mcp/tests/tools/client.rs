@@ -2,13 +2,16 @@
 
 use std::{
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
 use agentiso_core::{
     Backends, Config, Host,
-    session::{Clock, SessionQuota, Sessions},
+    session::{Clock, SessionQuota},
     testkit::{FakeGuest, FakeHost, add_image},
 };
 use agentiso_mcp::{Options, Service};
@@ -21,14 +24,18 @@ use tokio::{
 
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
-/// A clock that runs so fast that no test meets the rate limits.
-#[derive(Debug)]
-struct FastClock(SystemTime);
+/// A clock that goes on by this with each look at it, so that no test meets the rate limits.
+const STEP: Duration = Duration::from_secs(15);
+
+/// See [`STEP`].
+#[derive(Debug, Default)]
+struct FastClock(AtomicU32);
 
 impl Clock for FastClock {
     fn now(&self) -> SystemTime {
-        let passed = SystemTime::now().duration_since(self.0).unwrap_or_default();
-        self.0 + passed * 1000
+        SystemTime::UNIX_EPOCH
+            + Duration::from_secs(1_000_000_000)
+            + STEP * self.0.fetch_add(1, Ordering::Relaxed)
     }
 }
 
@@ -57,7 +64,7 @@ impl Lab {
         std::fs::create_dir(&transfer).unwrap();
         let options = Options { transfer_dir: Some(transfer), state_dir: Some(state) };
         let sessions = host.sessions(SessionQuota::default());
-        let sessions = sessions.with_clock(Arc::new(FastClock(SystemTime::now())));
+        let sessions = sessions.with_clock(Arc::new(FastClock::default()));
         let service = Service::new(sessions, &options).unwrap();
         Arc::new(Self { host, fakes, service, folder })
     }

@@ -6,7 +6,7 @@ use agentiso_guest::message::{Command, ErrorCode};
 use tokio::sync::mpsc;
 
 use super::Refusal;
-use crate::testkit::{FakeFile, FakeGuest};
+use crate::testkit::{FakeFile, FakeGuest, FakeInvocation};
 
 /// Programs that can be run. `sh -c LINE` runs commands separated by `;`; the last redirection `> FILE`, `>&2` counts.
 const PROGRAMS: &[&str] =
@@ -48,7 +48,7 @@ impl Program {
         let Some(program) = command.argv.first() else {
             return Err(Refusal::new(ErrorCode::Invalid, "run a command: it is empty"));
         };
-        if !PROGRAMS.contains(&base_name(program)) {
+        if !PROGRAMS.contains(&base_name(program)) && guest.program(base_name(program)).is_none() {
             return Err(Refusal::new(
                 ErrorCode::NotFound,
                 format!("run {program}: there is no such program"),
@@ -106,6 +106,16 @@ impl Program {
     }
 
     async fn simple(&mut self, argv: &[String], target: &Target) -> Result<u8, Ended> {
+        if let Some(program) = self.guest.program(base_name(&argv[0])) {
+            let mut stdin = Vec::new();
+            while let Some(bytes) = self.stdin.recv().await {
+                stdin.extend(bytes);
+            }
+            let done = program(FakeInvocation { argv: argv.to_vec(), env: self.env.clone(), stdin });
+            self.print(&Target::Stream(Stream::Err), done.stderr).await?;
+            self.print(target, done.stdout).await?;
+            return Ok(done.status);
+        }
         let arguments = &argv[1..];
         match base_name(&argv[0]) {
             "true" => {}
