@@ -10,7 +10,8 @@
 //!   machine never gets the one that it had before.
 //! - **Who may connect.** AF_VSOCK has no permissions: every process of the host can connect to every machine, and one that
 //!   may open /dev/vhost-vsock can take the context id of a machine that has crashed. So each machine gets a key
-//!   ([`MachineKey`]) at each start, and the two ends prove to each other in every hello that they know it: whoever else
+//!   ([`MachineKey`](super::MachineKey)) at each start, and the two ends prove to each other in every hello that they
+//!   know it: whoever else
 //!   connects to an agent is told nothing, and whoever else answers is sent nothing but the one request that goes
 //!   out with a first hello. The key is in the machine's run folder, which only the state folder's owner can enter. What
 //!   stays open: any process of the host can keep an agent busy by connecting to it (it closes a connection that

@@ -234,7 +234,7 @@ impl Hypervisor for Qemu {
         look.await.map_err(|e| files::io_error("look at", &machine.run_dir, e.into()))?
     }
 
-    /// As printed: text from a guest wants [`printable`](super::printable) before people see it.
+    /// As printed: text from a guest wants [`printable`](crate::hypervisor::printable) before people see it.
     async fn log_tail(
         &self,
         run_dir: &Path,

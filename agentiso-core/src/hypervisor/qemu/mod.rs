@@ -174,7 +174,7 @@ impl Qemu {
     }
 
     /// Says which devices machines will be given, so that an image of a machine with others says that it cannot be used
-    /// ([`MemoryImage::obstacle`]). Without it, that is found out when one is to be started from it.
+    /// ([`MemoryImage::obstacle`](crate::hypervisor::MemoryImage::obstacle)). Without it, that is found out when one is to be started from it.
     #[must_use]
     pub fn with_devices(mut self, devices: DeviceKinds) -> Self {
         self.devices = Some(devices);
