@@ -43,7 +43,7 @@ pub struct McpArgs {
     #[arg(long, value_name = "HOST", requires = "http")]
     allow_host: Vec<String>,
 
-    /// An origin of web pages that may send HTTP requests, as in https://example.com; none otherwise
+    /// An origin of web pages that may send HTTP requests, as in `https://example.com`; none otherwise
     #[cfg(feature = "http")]
     #[arg(long, value_name = "ORIGIN", requires = "http")]
     allow_origin: Vec<String>,

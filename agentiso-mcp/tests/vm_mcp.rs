@@ -256,8 +256,8 @@ fn cancelled_command_is_killed_in_the_guest() {
         }
     };
 
+    let sleeping = json!({ "workspace_id": id, "command": "sleep 4242; true" });
     std::thread::scope(|scope| {
-        let sleeping = json!({ "workspace_id": id, "command": "sleep 4242; true" });
         let call = scope.spawn(|| server.try_call_as(5, &headers, "exec", &sleeping));
         wait_for("1");
         let params = json!({ "requestId": 5 });

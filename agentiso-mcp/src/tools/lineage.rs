@@ -72,7 +72,10 @@ impl Tool for Fork {
         }
         call.progress.stage("forking the machine");
         let spec = ForkSpec { snapshot, disk_only: false, count, name: new_name, prefix };
-        let report = call.caller.fork(&params.workspace_id, spec).await?;
+        let mut report = call.caller.fork(&params.workspace_id, spec).await?;
+        for failure in &mut report.failures {
+            failure.error = call.service.without_paths(&failure.error);
+        }
         call.service.metrics.forked(&report);
         Ok(json!(report))
     }
@@ -207,6 +210,11 @@ impl Tool for Promote {
     async fn call(call: &Call<'_>, params: PromoteParams) -> Result<Value, Failure> {
         call.progress.stage("exchanging the names");
         let spec = PromoteSpec { drop_others: params.drop_others.unwrap_or_default() };
-        Ok(json!(call.caller.promote(&params.workspace_id, spec).await?))
+        let mut report = call.caller.promote(&params.workspace_id, spec).await?;
+        let texts = report.failures.iter_mut().map(|failure| &mut failure.error).chain(&mut report.warnings);
+        for text in texts {
+            *text = call.service.without_paths(text);
+        }
+        Ok(json!(report))
     }
 }

@@ -32,7 +32,7 @@ use crate::{caller::Caller, failure::Failure, progress::Progress, service::Servi
 pub(crate) use diagnostics::read as read_log;
 pub(crate) use text::cut;
 
-/// What rate limits and documentation tell tools apart by.
+/// The groups that docs/tools.md shows tools in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Group {
     Workspace,

@@ -135,7 +135,10 @@ async fn one(call: &Call<'_>, given: &str, command: &str, limit: Duration) -> (E
             });
             (ended, result)
         }
-        Err(failure) => (Ended::Failed, json!({ "workspace_id": given, "error": failure })),
+        Err(failure) => {
+            let failure = failure.map_message(|message| call.service.without_paths(message));
+            (Ended::Failed, json!({ "workspace_id": given, "error": failure }))
+        }
     }
 }
 
