@@ -55,7 +55,7 @@ fn status(pid: u32, field: &str) -> u64 {
 #[tokio::test]
 async fn root_in_a_guest_costs_the_host_no_more_than_its_machine() {
     let Some(host) = host().await else { return };
-    let (_neighbour, other) = machine(&host).await;
+    let (neighbour, other) = machine(&host).await;
     let (workspace, guest) = machine(&host).await;
     let pid = workspace.info().await.unwrap().pid.unwrap();
     let begin =
@@ -98,6 +98,7 @@ async fn root_in_a_guest_costs_the_host_no_more_than_its_machine() {
     assert!(grown < 64 * 1024, "this process grew by {grown} KiB");
     workspace.destroy().await.unwrap();
     works(&other).await;
+    neighbour.destroy().await.unwrap();
     host.close().await;
 }
 
@@ -105,7 +106,7 @@ async fn root_in_a_guest_costs_the_host_no_more_than_its_machine() {
 #[tokio::test]
 async fn panic_of_a_guests_kernel_ends_that_machine_alone() {
     let Some(host) = host().await else { return };
-    let (_neighbour, other) = machine(&host).await;
+    let (neighbour, other) = machine(&host).await;
     let (workspace, guest) = machine(&host).await;
 
     let told = run(&guest, "echo c > /proc/sysrq-trigger", Duration::from_secs(20)).await;
@@ -124,5 +125,6 @@ async fn panic_of_a_guests_kernel_ends_that_machine_alone() {
     workspace.start().await.unwrap();
     works(&workspace.guest().await.unwrap()).await;
     workspace.destroy().await.unwrap();
+    neighbour.destroy().await.unwrap();
     host.close().await;
 }
