@@ -159,9 +159,11 @@ pub(super) fn find(state_dir: &Path) -> Result<Option<(PathBuf, String)>, Config
 fn read(path: &Path) -> Result<Option<String>, ConfigError> {
     use std::os::unix::fs::MetadataExt;
     let failed = |source| ConfigError::Read { path: path.to_owned(), source };
+    // A state folder that is a file is told by what needs the folder.
+    let is_missing = |kind| matches!(kind, std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory);
     let file = match std::fs::File::open(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if is_missing(error.kind()) => return Ok(None),
         Err(error) => return Err(failed(error)),
     };
     let metadata = file.metadata().map_err(failed)?;

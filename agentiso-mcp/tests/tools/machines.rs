@@ -137,7 +137,10 @@ async fn policy_is_changed_in_part_and_forwards_stay() {
 
     let change = json!({ "workspace_id": "w", "allow_internet": true, "allowed_ports": [443] });
     let policy = client.ok("network_policy", change).await;
-    assert_eq!(policy, json!({ "allow_internet": true, "allow_inter_vm": false, "allowed_ports": [443] }));
+    assert_eq!(
+        policy,
+        json!({ "allow_internet": true, "allow_inter_vm": false, "allowed_ports": [443], "groups": [] })
+    );
     let off = client.ok("network_policy", json!({ "workspace_id": "w", "allow_internet": false })).await;
     assert_eq!(off["allowed_ports"], json!([443]));
     assert_eq!(client.ok("network_policy", json!({ "workspace_id": "w" })).await, off);
