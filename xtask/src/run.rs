@@ -1,6 +1,7 @@
 //! Running other programs.
 
 use std::{
+    collections::VecDeque,
     ffi::OsStr,
     fmt,
     fs::File,
@@ -115,8 +116,57 @@ pub(crate) fn succeeds(command: &mut Command) -> bool {
 /// Lines of the log that are shown when a logged program fails.
 const SHOWN_LOG_LINES: usize = 400;
 
+/// Lines shown of the output of one failed test: what it asserted comes first, a backtrace behind it.
+const SHOWN_LINES_OF_A_TEST: usize = 60;
+
+/// What is shown of a log when its program failed: what the failed tests printed, or else the end of the log.
+///
+/// Where nearly all of many tests pass, the end of the log tells of those.
+#[derive(Default)]
+struct Digest {
+    last: VecDeque<String>,
+    failed: Vec<String>,
+    /// Lines still to be taken of the test whose output is being read.
+    room: usize,
+}
+
+impl Digest {
+    fn see(&mut self, line: String) {
+        // nextest: `        FAIL [   7.015s] ( 8/74) binary test`, then what the test printed, indented by four.
+        let word = line.trim_start().split_once(" [").map_or("", |(word, _)| word);
+        let is_heading = line.starts_with("     ") && word.len() > 3 && word.chars().all(is_of_a_heading);
+        if is_heading {
+            let has_failed = !["PASS", "SLOW", "START", "SETUP", "LEAK", "Summary"].contains(&word);
+            self.room = if has_failed { SHOWN_LINES_OF_A_TEST } else { 0 };
+        }
+        if self.room > 0 && self.failed.len() < SHOWN_LOG_LINES {
+            self.room -= 1;
+            self.failed.push(line.clone());
+        }
+        self.last.push_back(line);
+        if self.last.len() > SHOWN_LOG_LINES {
+            self.last.pop_front();
+        }
+    }
+
+    fn show(&self, log: &Path) {
+        if self.failed.is_empty() {
+            println!("--- the last {} lines of {}", self.last.len(), log.display());
+            self.last.iter().for_each(|line| println!("{line}"));
+        } else {
+            println!("--- what failed tests printed, all of it in {}", log.display());
+            self.failed.iter().for_each(|line| println!("{line}"));
+        }
+        println!("---");
+    }
+}
+
+fn is_of_a_heading(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '-'
+}
+
 /// Runs a program whose output goes to a log file; `see` gets each line and says whether it is worth showing at once.
-/// If it fails, the end of the log is shown.
+/// If it fails, what its failed tests printed or the end of the log is shown.
 pub(crate) fn run_logged(command: &mut Command, log: &Path, mut see: impl FnMut(&str) -> bool) -> Done {
     println!("+ {}", shown(command));
     let failed = |error| Failure::new(format!("could not run {}: {error}", shown(command)));
@@ -129,7 +179,7 @@ pub(crate) fn run_logged(command: &mut Command, log: &Path, mut see: impl FnMut(
     // Our copies of the pipe's end would keep it open for ever.
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let mut file = File::create(log).map_err(at("write", log))?;
-    let mut last = std::collections::VecDeque::new();
+    let mut digest = Digest::default();
     let mut reader = BufReader::new(reader);
     let mut line = Vec::new();
     while reader.read_until(b'\n', &mut line).map_err(failed)? > 0 {
@@ -138,21 +188,14 @@ pub(crate) fn run_logged(command: &mut Command, log: &Path, mut see: impl FnMut(
         if see(&text) {
             println!("{text}");
         }
-        last.push_back(text);
-        if last.len() > SHOWN_LOG_LINES {
-            last.pop_front();
-        }
+        digest.see(text);
         line.clear();
     }
     let status = child.wait().map_err(failed)?;
     if status.success() {
         return Ok(());
     }
-    println!("--- the last {} lines of {}", last.len(), log.display());
-    for line in last {
-        println!("{line}");
-    }
-    println!("---");
+    digest.show(log);
     Err(Failure::new(format!("{name} ended with {status}")))
 }
 
@@ -209,6 +252,29 @@ mod tests {
     #[test]
     fn colors_are_taken_out_of_lines() {
         assert_eq!(without_colors("\u{1b}[32;1m  PASS\u{1b}[0m x\n"), "  PASS x");
+    }
+
+    #[test]
+    fn digest_holds_what_failed_tests_printed() {
+        let mut digest = Digest::default();
+        for line in [
+            "        PASS [   0.696s] ( 1/74) a::b passes",
+            "    test passes ... ok",
+            "        FAIL [   7.015s] ( 8/74) a::b fails",
+            "    panicked at a.rs:1 [not a heading]:",
+            "     TIMEOUT [   7.015s] ( 9/74) a::b hangs",
+            "     SIGSEGV [   7.015s] (10/74) a::b crashes",
+            "        PASS [   0.696s] (11/74) a::b passes_too",
+            "    more",
+            "     Summary [ 415.523s] 74 tests run",
+        ] {
+            digest.see(line.to_owned());
+        }
+        let shown: Vec<&str> = digest.failed.iter().map(|line| line.trim_start()).collect();
+        assert_eq!(digest.last.len(), 9);
+        assert_eq!(shown.len(), 4, "{shown:?}");
+        assert!(shown[0].starts_with("FAIL") && shown[1].starts_with("panicked"), "{shown:?}");
+        assert!(shown[2].starts_with("TIMEOUT") && shown[3].starts_with("SIGSEGV"), "{shown:?}");
     }
 
     #[test]

@@ -25,9 +25,9 @@ const KEPT_BYTES: usize = 8 * 1024;
 pub(crate) const OUTPUT_LIMIT: usize = 128 * 1024;
 
 /// How long a serial port must be without a host before the connection is over. The guest learns that a host came or
-/// went later than it gets its data: the news that the host before has gone may arrive when the next one's request is
-/// being served.
-const LOSS_GRACE: Duration = Duration::from_millis(250);
+/// went later than it gets its data, much later where the kernel's workers hardly get to run: the news that the host
+/// before has gone may arrive when the next one's request is being served.
+const LOSS_GRACE: Duration = Duration::from_secs(1);
 
 /// How long a message may stay incomplete when what came last is a complete hello.
 const INTERRUPTED_MESSAGE: Duration = Duration::from_millis(250);
@@ -468,6 +468,28 @@ impl Connection {
     fn take_changes(&self) {
         if let Some(port) = &self.port {
             let _ = epoll::wait(&port.changes, &mut [NO_EVENT], Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        }
+    }
+
+    /// After a hello: waits until the guest knows of the host that sent it, since nothing can be written before; false
+    /// if that host does not seem to be there.
+    pub(super) fn wait_for_host(&mut self) -> bool {
+        let deadline = Instant::now() + LOSS_GRACE;
+        loop {
+            let Some(port) = &mut self.port else { return true };
+            let mut fds = [PollFd::new(&self.fd, PollFlags::empty())];
+            let is_there = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok()
+                && !fds[0].revents().contains(PollFlags::HUP);
+            port.watch_room(&self.fd, !is_there);
+            if is_there {
+                return true;
+            }
+            if deadline <= Instant::now() {
+                // Whatever is read later is not of this host's first words.
+                while matches!(self.read_some(), Ok(true)) {}
+                return false;
+            }
+            self.wait_idle(Some(deadline));
         }
     }
 

@@ -90,9 +90,15 @@ fn serve_open_port(
                 Err(NoHello::Reset | NoHello::Closed) => return Between::Unknown,
             },
         };
-        if last.replace(hello.hello) == Some(hello.hello) {
+        if *last == Some(hello.hello) {
             continue;
         }
+        if !connection.wait_for_host() {
+            // Its request was not begun. A host that is there after all says hello again.
+            between = Between::after_end(connection.forget_input());
+            continue;
+        }
+        *last = Some(hello.hello);
         match session::run(agent, connection, &hello, None) {
             Ok(()) => between = Between::Framed,
             Err(Lost::Replaced(hello)) => next = Some(hello),
