@@ -11,6 +11,7 @@ mod environment;
 mod exec;
 mod failure;
 mod files;
+mod firmware;
 mod freezer;
 mod info;
 mod init;

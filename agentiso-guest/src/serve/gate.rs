@@ -4,9 +4,10 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use agentiso_guest::hello::Hello;
-use agentiso_guest::key::{KEY_BYTES, KEY_FILE, MachineKey, Proof, Side};
+use agentiso_guest::key::{MachineKey, Proof, Side};
 
-use crate::sys::{firmware, vsock};
+use crate::firmware;
+use crate::sys::vsock;
 
 /// Whom the connections of a listening socket are served.
 #[derive(Debug)]
@@ -41,8 +42,8 @@ impl Gate {
 
     /// Looks at a connection's hello.
     ///
-    /// The key is read each time and never kept: a captured memory holds none, and a machine that goes on with the
-    /// memory of another one has its own from the first moment.
+    /// The key is read each time and never kept: a machine that goes on with the memory of another one has its own from
+    /// the first moment.
     pub(super) fn judge(&self, hello: &Hello) -> Judgement {
         let key = match self {
             Self::Open => return Judgement::Served(None),
@@ -64,6 +65,5 @@ impl Gate {
 
 /// The key that the host has given to this machine.
 pub(crate) fn machine_key() -> Option<MachineKey> {
-    let mut key = [0; KEY_BYTES];
-    firmware::read_file(KEY_FILE, &mut key).is_ok_and(|found| found).then(|| MachineKey::from_bytes(key))
+    firmware::read_key().map(MachineKey::from_bytes)
 }

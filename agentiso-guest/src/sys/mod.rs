@@ -1,7 +1,6 @@
 //! System calls that have no safe wrapper, and nothing else. All `unsafe` of the agent is in this folder; what it
 //! offers to the rest is safe.
 
-pub(crate) mod firmware;
 pub(crate) mod ioctl;
 pub(crate) mod memory;
 pub(crate) mod signal;

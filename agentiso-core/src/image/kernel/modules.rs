@@ -13,7 +13,7 @@ const MAX_MODULE_BYTES: usize = 128 * 1024 * 1024;
 ///
 /// What only some work in the guest wants (overlay, nf_tables, ...) is not here: the machine's own /lib/modules has it
 /// and the kernel asks modprobe for it.
-const WANTED: [(&str, Need); 9] = [
+const WANTED: [(&str, Need); 10] = [
     // How a microvm's devices are found.
     ("virtio_mmio", Need::Required),
     // The root disk and its file system.
@@ -23,6 +23,8 @@ const WANTED: [(&str, Need); 9] = [
     ("virtio_console", Need::Required),
     // The channel: vsock, where the host has vhost.
     ("vmw_vsock_virtio_transport", Need::Optional),
+    // The key of that channel.
+    ("qemu_fw_cfg", Need::Optional),
     ("virtio_net", Need::Optional),
     ("virtio_rng", Need::Optional),
     // The power button, as an input device.
