@@ -1,13 +1,17 @@
 //! From a disk to a running, configured machine, and back.
 
-use std::{path::Path, sync::Arc, time::Instant};
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use agentiso_guest::message::NetworkConfiguration;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::engine::Engine;
 use super::info::WorkspaceState;
-use crate::channel::client::{Configure, GuestClient};
+use crate::channel::client::{Configure, GuestClient, GuestError};
 use crate::channel::{ChannelSpec, PreparedChannel};
 use crate::error::EngineError;
 use crate::hypervisor::{HypervisorError, LaunchSpec, MachineLog, Start, printable};
@@ -41,11 +45,14 @@ const ERROR_LOG_BYTES: u64 = 4096;
 /// Bytes of host entropy that a machine gets: 256 bits twice over.
 const ENTROPY_BYTES: usize = 64;
 
+/// See [`Engine::answer_limit`].
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
 /// How long a machine that has confirmed its shutdown may take until its process is gone.
-const POWER_OFF_LIMIT: std::time::Duration = std::time::Duration::from_secs(20);
+const POWER_OFF_LIMIT: Duration = Duration::from_secs(20);
 
 /// How long a machine has after its power button was pressed.
-const POWER_BUTTON_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
+const POWER_BUTTON_LIMIT: Duration = Duration::from_secs(10);
 
 impl Engine {
     /// Starts a workspace's machine and configures its guest. The caller holds its lock; its record says `Running` when
@@ -90,15 +97,14 @@ impl Engine {
         let launched = begun.elapsed();
         self.save(record).await?;
         let saved = begun.elapsed();
-        let client = self.client(record)?;
+        let client = self.client(record)?.with_connect_limit(self.answer_limit());
         if begin == Begin::Boot {
-            self.wait_for_agent(record, &client).await?;
+            let ready = client.clone().with_connect_limit(self.config.boot_timeout);
+            self.unless_it_ends(record, "reach the agent of", ready.ping()).await?;
         }
         // Before any process of the user's runs again in a machine that was one before.
-        client
-            .configure(self.configuration(record, guest_network, begin)?)
-            .await
-            .map_err(|source| EngineError::operation("configure", record.name.as_str(), source))?;
+        let configuration = self.configuration(record, guest_network, begin)?;
+        self.unless_it_ends(record, "configure", client.configure(configuration)).await?;
         tracing::debug!(machine = %record.id, ?launched, ?saved, configured = ?begun.elapsed(), "booted");
         if let Begin::Clone(memory) = begin {
             if self.records(move |store| store.is_snapshot_inherited(memory)).await? {
@@ -177,23 +183,29 @@ impl Engine {
         }
     }
 
-    /// Waits for the agent's first answer, or for the end of the machine.
-    async fn wait_for_agent(
+    /// How long the agent of a machine that is being started or was just paused may be silent. Longer than for machines
+    /// that run: the host may be busy with starting many.
+    pub(super) fn answer_limit(&self) -> Duration {
+        ANSWER_LIMIT.min(self.config.boot_timeout)
+    }
+
+    /// Waits for an answer of the agent, or for the end of the machine.
+    async fn unless_it_ends<T>(
         &self,
         record: &WorkspaceRecord,
-        client: &GuestClient,
-    ) -> Result<(), EngineError> {
+        doing: &'static str,
+        answer: impl Future<Output = Result<T, GuestError>>,
+    ) -> Result<T, EngineError> {
         let Some(runtime) = &record.runtime else { return Err(super::engine::not_running(record, "used")) };
         let limit = self.config.boot_timeout;
-        let ready = client.clone().with_connect_limit(limit);
         let gone = async {
             // A machine that is there when the time is over is the agent's silence, which has its own error.
             while !self.backends.hypervisor.wait_exit(&runtime.machine, limit).await? {}
             Ok(())
         };
         tokio::select! {
-            answer = ready.ping() => {
-                answer.map_err(|source| EngineError::operation("reach the agent of", record.name.as_str(), source))
+            answer = answer => {
+                answer.map_err(|source| EngineError::operation(doing, record.name.as_str(), source))
             }
             ended = gone => {
                 ended.map_err(|error: HypervisorError| EngineError::from(error))?;
