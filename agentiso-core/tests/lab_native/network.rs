@@ -104,28 +104,98 @@ s.ThreadingTCPServer((\"0.0.0.0\", 7000), H).serve_forever()' >/dev/null 2>&1 & 
     far.wait().unwrap();
 }
 
+/// Answers over TCP and UDP; a machine's kernel answers pings.
+const SERVER: &str = "import socket, threading
+udp = socket.socket(type=socket.SOCK_DGRAM)
+udp.bind((str(), 7000))
+tcp = socket.create_server((str(), 8000))
+def answer():
+    while True:
+        udp.sendto(b'?', udp.recvfrom(9)[1])
+threading.Thread(target=answer).start()
+while True:
+    tcp.accept()[0].close()
+";
+
+/// Says by which protocols another machine answers.
+const PROBE: &str = "import socket, struct, sys, threading
+to = sys.argv[1]
+reached = set()
+def tcp():
+    socket.create_connection((to, 8000), 4).close()
+    reached.add('tcp')
+def udp():
+    probe = socket.socket(type=socket.SOCK_DGRAM)
+    probe.settimeout(4)
+    probe.sendto(b'?', (to, 7000))
+    probe.recv(9)
+    reached.add('udp')
+def icmp():
+    probe = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    probe.settimeout(4)
+    # An echo request with its checksum.
+    probe.sendto(struct.pack('!BBHHH', 8, 0, 0xffff - 0x0808, 7, 1), (to, 0))
+    while True:
+        packet, sender = probe.recvfrom(99)
+        if sender[0] == to and packet[20] == 0:
+            return reached.add('icmp')
+threading.excepthook = lambda failure: None
+threads = [threading.Thread(target=kind) for kind in (tcp, udp, icmp)]
+for thread in threads: thread.start()
+for thread in threads: thread.join(20)
+print(*sorted(reached))
+";
+
+/// By which protocols two machines reach each other, each way.
+async fn reach(workspaces: [&Workspace; 2]) -> [String; 2] {
+    let [one, other] = workspaces;
+    let mut found = [String::new(), String::new()];
+    for (found, (from, to)) in found.iter_mut().zip([(one, other), (other, one)]) {
+        let address = to.info().await.unwrap().summary.ip.unwrap();
+        *found = sh(from, &format!("python3 /root/probe.py {address}")).await;
+    }
+    found
+}
+
+fn in_groups(names: &[&str]) -> PolicyChange {
+    let groups = names.iter().map(|name| name.parse().unwrap()).collect();
+    PolicyChange { groups: Some(groups), ..PolicyChange::default() }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn workspaces_do_not_reach_each_other_or_the_host_before_they_may() {
+async fn workspaces_reach_each_other_by_no_protocol_but_in_one_group_and_the_host_never() {
     let Some(native) = Native::new().await else { return };
     let host = native.open().await;
     let (one, other) = (host.create(spec()).await.unwrap(), host.create(spec()).await.unwrap());
-    let address = other.info().await.unwrap().summary.ip.unwrap();
-    let _listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 7777)).unwrap();
-    sh(&other, "setsid python3 -m http.server 8000 >/dev/null 2>&1 & sleep 3").await;
-    let gateway = sh(&one, "ip route show default | cut -d' ' -f3").await;
-    let connects = async |to: &str, port: u16| {
-        let line = format!("timeout 5 bash -c 'exec 3<>/dev/tcp/{to}/{port}'");
-        one.exec(&line).await.unwrap().success()
-    };
-
-    assert!(!connects(&address, 8000).await, "another machine");
-    assert!(!connects(&gateway, 7777).await, "the host");
     for workspace in [&one, &other] {
-        let change = PolicyChange { allow_inter_vm: Some(true), ..PolicyChange::default() };
-        workspace.set_policy(change).await.unwrap();
+        let started = format!(
+            "cat > /root/probe.py <<'E'\n{PROBE}E\ncat > /root/server.py <<'E'\n{SERVER}E\n\
+             setsid python3 /root/server.py > /dev/null 2>&1 < /dev/null &\n\
+             for i in $(seq 100); do (exec 3<>/dev/tcp/127.0.0.1/8000) 2>/dev/null && break; sleep 0.2; done; \
+             python3 /root/probe.py 127.0.0.1"
+        );
+        // Which also shows that the probe finds what is there.
+        assert_eq!(sh(workspace, &started).await, "icmp tcp udp");
     }
-    assert!(connects(&address, 8000).await, "both allow it");
-    assert!(!connects(&gateway, 7777).await, "the host");
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 7777)).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let gateway = sh(&one, "ip route show default | cut -d' ' -f3").await;
+    let to_host =
+        format!("timeout 5 bash -c 'exec 3<>/dev/tcp/{gateway}/7777' && echo reached || echo refused");
+    let nothing = [String::new(), String::new()];
+    let everything = ["icmp tcp udp"; 2];
+
+    assert_eq!(reach([&one, &other]).await, nothing, "at first");
+    one.set_policy(in_groups(&["team"])).await.unwrap();
+    other.set_policy(in_groups(&["others"])).await.unwrap();
+    assert_eq!(reach([&one, &other]).await, nothing, "in groups that have nobody in common");
+    other.set_policy(in_groups(&["others", "team"])).await.unwrap();
+    assert_eq!(reach([&one, &other]).await, everything, "in one group");
+    assert_eq!(sh(&one, &to_host).await, "refused", "the host is in no group");
+    one.set_policy(in_groups(&[])).await.unwrap();
+    assert_eq!(reach([&one, &other]).await, nothing, "one has left");
+
+    assert!(listener.accept().is_err(), "nothing has reached the host");
     for workspace in [one, other] {
         workspace.destroy().await.unwrap();
     }

@@ -2,9 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use agentiso_core::{ForkSpec, Host, Workspace, WorkspaceSpec, WorkspaceState};
+use agentiso_core::{ForkSpec, Host, Workspace, WorkspaceState};
 
-use crate::fixture::{held, home, open_host};
+use crate::{
+    fixture::{held, open_host},
+    lab::{home, sh, throwaway},
+};
 
 async fn host() -> Option<Host> {
     match home() {
@@ -14,18 +17,6 @@ async fn host() -> Option<Host> {
             None
         }
     }
-}
-
-async fn throwaway(host: &Host) -> Workspace {
-    let mut spec = WorkspaceSpec::new("debian");
-    spec.throwaway = true;
-    host.create(spec).await.unwrap()
-}
-
-async fn sh(workspace: &Workspace, line: &str) -> String {
-    let output = workspace.exec(line).await.unwrap();
-    assert!(output.success(), "{line}: {}", output.stderr_text());
-    output.stdout_text().trim().to_owned()
 }
 
 fn cid_of(workspace: &Workspace) -> u32 {
