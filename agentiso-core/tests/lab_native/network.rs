@@ -3,23 +3,52 @@
 use std::{
     io::{Read, Write},
     net::{Ipv4Addr, Shutdown, TcpListener, TcpStream},
+    process::{Child, Command},
     time::Duration,
 };
 
 use agentiso_core::{PolicyChange, Workspace, types::GuestPort};
 
-use crate::fixture::{Native, run, sh, spec};
+use crate::fixture::{Native, Undo, run, sh, spec};
 
 /// An address of the internet's.
 const FAR: &str = "198.51.100.7";
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The namespace, gone when this is dropped.
-struct Internet;
+/// What the internet answers.
+const FAR_SERVER: &str = "import socketserver
+class Far(socketserver.BaseRequestHandler):
+    def handle(self):
+        self.request.sendall(b'far\\n')
+socketserver.TCPServer(('0.0.0.0', 80), Far).serve_forever()
+";
+
+/// Sends back what it is sent, line by line.
+const ECHO: &str = "import socketserver
+class Echo(socketserver.StreamRequestHandler):
+    def handle(self):
+        for line in self.rfile:
+            self.wfile.write(line)
+socketserver.ThreadingTCPServer(('0.0.0.0', 7000), Echo).serve_forever()
+";
+
+/// A shell's wait for something in the machine that listens on this port.
+fn listening(port: u16) -> String {
+    format!(
+        "timeout 60 bash -c 'until (exec 3<>/dev/tcp/127.0.0.1/{port}) 2> /dev/null; do sleep 0.2; done' || exit 1"
+    )
+}
+
+/// The namespace and a server in it, gone when this is dropped.
+struct Internet {
+    server: Child,
+    _undo: Undo,
+}
 
 impl Internet {
     fn connect() -> Self {
+        let undo = Undo("ip route del default || true; ip link del up0 || true; ip netns del internet");
         run(&format!(
             "ip netns add internet
              ip link add up0 type veth peer name far0 netns internet
@@ -31,13 +60,17 @@ impl Internet {
              ip -n internet link set far0 up
              ip route add default via 203.0.113.1"
         ));
-        Self
+        // It becomes the server, so that it is what is killed.
+        let mut server = Command::new("ip");
+        server.args(["netns", "exec", "internet", "python3", "-c", FAR_SERVER]);
+        Self { server: server.spawn().unwrap(), _undo: undo }
     }
 }
 
 impl Drop for Internet {
     fn drop(&mut self) {
-        run("ip route del default; ip netns del internet; ip link del up0 2>/dev/null || true");
+        let _ = self.server.kill();
+        let _ = self.server.wait();
     }
 }
 
@@ -56,31 +89,19 @@ fn echoes(mut stream: &TcpStream) -> bool {
 async fn internet_is_toggled_without_losing_a_forward_or_an_open_connection() {
     let Some(native) = Native::new().await else { return };
     let _internet = Internet::connect();
-    let mut far = std::process::Command::new("ip")
-        .args(["netns", "exec", "internet", "python3", "-c"])
-        .arg(
-            "import socketserver as s\nclass H(s.BaseRequestHandler):\n  def handle(self): \
-             self.request.sendall(b'far\\n')\ns.TCPServer(('0.0.0.0', 80), H).serve_forever()",
-        )
-        .spawn()
-        .unwrap();
     let host = native.open().await;
     let workspace = host.create(spec()).await.unwrap();
     // A page, and an echo whose connections stay open.
-    let served = sh(
-        &workspace,
-        "mkdir -p /srv/www; echo a page > /srv/www/index.html; cd /srv/www; \
-         setsid python3 -m http.server 8000 >/dev/null 2>&1 & \
-         setsid python3 -c 'import socketserver as s
-class H(s.StreamRequestHandler):
-  def handle(self):
-    for line in self.rfile: self.wfile.write(line)
-s.ThreadingTCPServer((\"0.0.0.0\", 7000), H).serve_forever()' >/dev/null 2>&1 & \
-         for i in $(seq 100); do \
-           (exec 3<>/dev/tcp/127.0.0.1/8000) 2>/dev/null && (exec 3<>/dev/tcp/127.0.0.1/7000) 2>/dev/null && break; \
-           sleep 0.2; done; echo served",
+    let serving = format!(
+        "mkdir -p /srv/www; echo a page > /srv/www/index.html; cd /srv/www
+         setsid python3 -m http.server 8000 > /dev/null 2>&1 < /dev/null &
+         cat > /root/echo.py <<'E'\n{ECHO}E\n\
+         setsid python3 /root/echo.py > /dev/null 2>&1 < /dev/null &\n\
+         {}; {}",
+        listening(8000),
+        listening(7000)
     );
-    assert_eq!(served.await, "served");
+    sh(&workspace, &serving).await;
     let page = workspace.add_forward(GuestPort::new(8000).unwrap(), None).await.unwrap();
     let echo = workspace.add_forward(GuestPort::new(7000).unwrap(), None).await.unwrap();
     let fetch = || run(&format!("curl -sS --max-time 20 http://localhost:{}/", page.host_port));
@@ -100,8 +121,6 @@ s.ThreadingTCPServer((\"0.0.0.0\", 7000), H).serve_forever()' >/dev/null 2>&1 & 
     open.shutdown(Shutdown::Both).unwrap();
     workspace.destroy().await.unwrap();
     host.close().await;
-    far.kill().unwrap();
-    far.wait().unwrap();
 }
 
 /// Answers over TCP and UDP; a machine's kernel answers pings.
@@ -171,8 +190,8 @@ async fn workspaces_reach_each_other_by_no_protocol_but_in_one_group_and_the_hos
         let started = format!(
             "cat > /root/probe.py <<'E'\n{PROBE}E\ncat > /root/server.py <<'E'\n{SERVER}E\n\
              setsid python3 /root/server.py > /dev/null 2>&1 < /dev/null &\n\
-             for i in $(seq 100); do (exec 3<>/dev/tcp/127.0.0.1/8000) 2>/dev/null && break; sleep 0.2; done; \
-             python3 /root/probe.py 127.0.0.1"
+             {}; python3 /root/probe.py 127.0.0.1",
+            listening(8000)
         );
         // Which also shows that the probe finds what is there.
         assert_eq!(sh(workspace, &started).await, "icmp tcp udp");
