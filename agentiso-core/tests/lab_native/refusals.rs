@@ -18,6 +18,26 @@ async fn refused(config: Config) -> String {
 }
 
 #[tokio::test]
+async fn doctor_says_which_backend_of_each_kind_is_used() {
+    let Some(native) = Native::new().await else { return };
+    let file = native.home.path().join("agentiso.toml");
+    let disks = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("use = [\"netlink\"]\n{disks}")).unwrap();
+
+    let told = run(&format!("AGENTISO_HOME={} $AGENTISO_BIN doctor", native.home.path().display()));
+
+    println!("{told}");
+    for (kind, backend) in
+        [("cpu", "kvm"), ("disks", "zfs"), ("network", "netlink"), ("channel", "vsock"), ("limits", "cgroup")]
+    {
+        let expected = ["ok", kind, &format!("{backend}:")].map(str::to_owned);
+        let is = |line: &str| line.split_whitespace().take(3).eq(expected.iter());
+        assert!(told.lines().any(is), "{kind}");
+    }
+    assert!(told.contains("Machines can run."));
+}
+
+#[tokio::test]
 async fn pool_that_is_not_there_is_named_with_what_makes_one() {
     if pool().is_none() {
         return;

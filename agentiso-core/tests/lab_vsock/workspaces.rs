@@ -2,7 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use agentiso_core::{ForkSpec, Host, Workspace, WorkspaceState};
+use agentiso_core::{
+    ForkSpec, Host, Workspace, WorkspaceState,
+    channel::{ChannelDevice, ChannelSpec, GuestChannel, vsock::VsockChannel},
+    testkit::leases,
+    types::WorkspaceId,
+};
 
 use crate::{
     fixture::{held, open_host},
@@ -16,6 +21,36 @@ async fn host() -> Option<Host> {
             println!("skipped: {reason}");
             None
         }
+    }
+}
+
+#[tokio::test]
+async fn state_folders_with_the_same_context_ids_do_not_take_each_others() {
+    if let Err(reason) = home() {
+        println!("skipped: {reason}");
+        return;
+    }
+    // Far from those of the tests' state folder, and too few to be divided.
+    let cids = 70_000..=70_003;
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let mut prepared = Vec::new();
+    for folder in folders.iter().chain(&folders) {
+        let leases = leases(&folder.path().join("records.db")).unwrap();
+        let channel = VsockChannel::open(leases).unwrap().with_cids(cids.clone());
+        let id = WorkspaceId::random();
+        let run_dir = folder.path().join(id.to_string());
+        std::fs::create_dir(&run_dir).unwrap();
+        prepared.push((channel.prepare(ChannelSpec { id, run_dir }).await.unwrap(), channel));
+    }
+
+    let cid = |device: &ChannelDevice| match device {
+        ChannelDevice::Vsock { cid, .. } => *cid,
+        other => panic!("{other:?}"),
+    };
+    let taken: BTreeSet<u32> = prepared.iter().map(|(prepared, _)| cid(&prepared.device)).collect();
+    assert_eq!(taken, cids.collect(), "each has one that nobody else has");
+    for (prepared, channel) in &prepared {
+        channel.release(&prepared.record).await.unwrap();
     }
 }
 
