@@ -3,8 +3,11 @@
 
 use std::{
     fs::File,
-    io::Read,
-    os::unix::fs::{FileExt, PermissionsExt},
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::{
+        fs::{FileExt, PermissionsExt},
+        net::UnixStream,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -126,6 +129,24 @@ fn copy(from: &Path, to: &Path) {
         at += count as u64;
     }
     to.sync_all().unwrap();
+}
+
+/// Makes the QEMU of this control socket want more memory, as a guest that has broken into it could.
+pub(crate) fn hog_memory(socket: &Path, bytes: u64) {
+    let socket = UnixStream::connect(socket).unwrap();
+    let mut lines = BufReader::new(socket.try_clone().unwrap()).lines();
+    lines.next().unwrap().unwrap();
+    (&socket).write_all(b"{\"execute\": \"qmp_capabilities\"}\n").unwrap();
+    lines.next().unwrap().unwrap();
+    let order = format!(
+        "{{\"execute\": \"object-add\", \"arguments\": {{\"qom-type\": \"memory-backend-ram\", \"id\": \"hog\", \
+         \"size\": {bytes}, \"prealloc\": true}}}}\n"
+    );
+    (&socket).write_all(order.as_bytes()).unwrap();
+    // The end of the connection, or an answer that must not come.
+    let answer = lines
+        .find(|line| line.as_ref().map_or(true, |line| line.contains("return") || line.contains("error")));
+    println!("the hog said {answer:?}");
 }
 
 /// Another process that runs one of this program's helpers, killed when this is dropped.
