@@ -126,18 +126,17 @@ pub(super) fn claim(
     id: WorkspaceId,
 ) -> Result<Claimed, ChannelError> {
     let failed = |source| ChannelError::Address { operation: "find a context id for", id, source };
-    let mut ranges = ranges.iter();
-    let mut exhausted = LeaseError::Exhausted { count: MOST_TAKEN, cool_down: COOL_DOWN };
-    let mut range = ranges.next();
+    let exhausted = |count| failed(LeaseError::Exhausted { count, cool_down: COOL_DOWN });
+    let (mut ranges, mut used_up) = (ranges.iter().peekable(), 0u32);
     for _ in 0..=MOST_TAKEN {
-        let Some(cids) = range else { break };
+        let Some(&cids) = ranges.peek() else { return Err(exhausted(used_up)) };
         // What it had, or what was just found to be taken, is of no use to it.
         give_back(leases, id)?;
         let cid = match leases.take(LeaseKind::VsockCid, id, cids.clone(), COOL_DOWN) {
             Ok(cid) => cid,
-            Err(none @ LeaseError::Exhausted { .. }) => {
-                exhausted = none;
-                range = ranges.next();
+            Err(LeaseError::Exhausted { count, .. }) => {
+                used_up = used_up.saturating_add(count);
+                ranges.next();
                 continue;
             }
             Err(error) => return Err(failed(error)),
@@ -147,7 +146,7 @@ pub(super) fn claim(
             None => tracing::debug!(cid, "another program on this host has this context id"),
         }
     }
-    Err(failed(exhausted))
+    Err(exhausted(MOST_TAKEN))
 }
 
 /// Gives a machine's context id back. None: no effect. Blocks.

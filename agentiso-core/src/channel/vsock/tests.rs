@@ -259,7 +259,11 @@ async fn block_that_others_have_is_left_for_the_rest_of_the_range() {
 
     assert_eq!(cids, [10_000, 10_001, 10_002, 10_100, 10_101, 10_102]);
     let none = address::claim(&device, &*scratch.leases, &ranges, WorkspaceId::random()).unwrap_err();
-    assert!(matches!(none, ChannelError::Address { .. }), "{none:?}");
+    let ChannelError::Address { source: crate::leases::LeaseError::Exhausted { count, .. }, .. } = none
+    else {
+        panic!("{none:?}")
+    };
+    assert_eq!(count, 16, "all of them");
 }
 
 #[test]
