@@ -12,12 +12,10 @@
 mod fixture;
 #[path = "qemu/guest.rs"]
 mod guest;
+#[path = "support/lab.rs"]
+mod lab;
 
-use std::{
-    io::{BufRead, BufReader, Write},
-    os::unix::net::UnixStream,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use agentiso_core::hypervisor::{
     Accelerator, Hypervisor, Machine, MachineStatus,
@@ -94,24 +92,6 @@ async fn machine_is_in_a_group_of_its_own_with_limits_and_usage() {
     assert_eq!(qemu.limited_usage(&machine), None);
 }
 
-/// Makes QEMU itself want more memory, as a guest that has broken into it could.
-fn hog_memory(machine: &Machine, bytes: u64) {
-    let socket = UnixStream::connect(machine.run_dir.join("qmp")).unwrap();
-    let mut lines = BufReader::new(socket.try_clone().unwrap()).lines();
-    lines.next().unwrap().unwrap();
-    (&socket).write_all(b"{\"execute\": \"qmp_capabilities\"}\n").unwrap();
-    lines.next().unwrap().unwrap();
-    let order = format!(
-        "{{\"execute\": \"object-add\", \"arguments\": {{\"qom-type\": \"memory-backend-ram\", \"id\": \"hog\", \
-         \"size\": {bytes}, \"prealloc\": true}}}}\n"
-    );
-    (&socket).write_all(order.as_bytes()).unwrap();
-    // The end of the connection, or an answer that must not come.
-    let answer = lines
-        .find(|line| line.as_ref().map_or(true, |line| line.contains("return") || line.contains("error")));
-    println!("the hog said {answer:?}");
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_hog_is_ended_and_nobody_else_is() {
     let Some(fixture) = fixture().await else { return };
@@ -120,8 +100,8 @@ async fn memory_hog_is_ended_and_nobody_else_is() {
     let other = qemu.launch(fixture.new_spec().await).await.unwrap();
     let group = group_of(&hog);
 
-    let greedy = hog.clone();
-    tokio::task::spawn_blocking(move || hog_memory(&greedy, 1024 * MIB)).await.unwrap();
+    let socket = hog.run_dir.join("qmp");
+    tokio::task::spawn_blocking(move || lab::hog_memory(&socket, 1024 * MIB)).await.unwrap();
 
     assert!(qemu.wait_exit(&hog, PATIENCE).await.unwrap(), "it runs on");
     let events = value(&group, "memory.events");

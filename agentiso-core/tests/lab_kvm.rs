@@ -2,37 +2,26 @@
 //! that they were skipped.
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
 
-use std::{path::PathBuf, time::Duration};
+#[path = "support/lab.rs"]
+mod lab;
 
-use agentiso_core::{
-    Config, ForkSpec, Host, Workspace, WorkspaceSpec, WorkspaceState, hypervisor::Accelerator,
-};
+use std::path::PathBuf;
 
-/// What a machine may take to boot: in the lab, KVM's CPU is itself emulated.
-const BOOT_LIMIT: Duration = Duration::from_secs(240);
+use agentiso_core::{Config, ForkSpec, Host, WorkspaceState, hypervisor::Accelerator};
+use lab::{BOOT_LIMIT, sh, throwaway};
 
 async fn open() -> Option<Host> {
-    let in_lab = std::env::var_os("AGENTISO_LAB").is_some();
-    let Some(home) = std::env::var_os("AGENTISO_HOME").filter(|_| in_lab) else {
-        println!("skipped: this is not the lab; `cargo xtask lab` runs it");
-        return None;
+    let home = match lab::home() {
+        Ok(home) => home,
+        Err(reason) => {
+            println!("skipped: {reason}");
+            return None;
+        }
     };
-    let mut config = Config::at(PathBuf::from(home));
+    let mut config = Config::at(home);
     config.accelerator = Some(Accelerator::Kvm);
     config.boot_timeout = BOOT_LIMIT;
     Some(Host::open(config).await.unwrap())
-}
-
-async fn throwaway(host: &Host) -> Workspace {
-    let mut spec = WorkspaceSpec::new("debian");
-    spec.throwaway = true;
-    host.create(spec).await.unwrap()
-}
-
-async fn sh(workspace: &Workspace, line: &str) -> String {
-    let output = workspace.exec(line).await.unwrap();
-    assert!(output.success(), "{line}: {}", output.stderr_text());
-    output.stdout_text().trim().to_owned()
 }
 
 #[tokio::test]
@@ -179,7 +168,7 @@ impl User {
     const ID: u32 = 1000;
 
     /// With a copy of the tests' state folder.
-    fn with_state_of(seed: &std::ffi::OsStr, folder: &std::path::Path) -> Self {
+    fn with_state_of(seed: &std::path::Path, folder: &std::path::Path) -> Self {
         use std::os::unix::fs::MetadataExt;
         let home = folder.join("home");
         let script = "chmod 755 \"$2\" && mkdir -m 700 \"$3\" \"$3/disks\" && cp -a \"$1/lib\" \"$1/images\" \"$3\" && \
@@ -209,10 +198,9 @@ impl User {
 
 #[test]
 fn ordinary_user_forks_live_where_memory_is_readable_by_ancestors_only() {
-    let Some(seed) =
-        std::env::var_os("AGENTISO_TEST_SEED").filter(|_| std::env::var_os("AGENTISO_LAB").is_some())
-    else {
-        return println!("skipped: this is not the lab; `cargo xtask lab` runs it");
+    let seed = match lab::seed() {
+        Ok(seed) => seed,
+        Err(reason) => return println!("skipped: {reason}"),
     };
     let _yama = Yama::restrict();
     let folder = tempfile::tempdir().unwrap();

@@ -95,7 +95,8 @@ fn channel(
 ) -> Result<(Arc<dyn GuestChannel>, BackendChoice), EngineError> {
     let leases: Arc<dyn Leases> = store.clone();
     let choice = choice::channel(config, VsockChannel::obstacle())?;
-    let vsock = VsockChannel::unchecked(leases).with_cids(config.vsock_cids.clone());
+    let vsock =
+        VsockChannel::unchecked(leases).with_cids(config.vsock_cids.clone()).of_state(store.state_id());
     Ok((Arc::new(MixedChannel::new(vsock, choice.used == Backend::Vsock)), choice))
 }
 

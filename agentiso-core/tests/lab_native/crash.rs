@@ -1,35 +1,20 @@
 //! Processes that are killed at each step of creating and destroying.
 
-use std::{
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use crate::fixture::{HOME_VARIABLE, Native, config, spec};
+use crate::{
+    fixture::{HOME_VARIABLE, Native, config, spec},
+    lab::OtherProcess,
+};
 
 /// How long to wait for the moment at which to kill.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Another process, killed when this is dropped.
-struct OtherProcess(Child);
+/// Stands for the volumes of the test's own dataset.
+const VOLUME: &str = "volume";
 
-impl OtherProcess {
-    fn start(native: &Native, helper: &str) -> Self {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--ignored", "--exact", helper]).stdout(Stdio::null());
-        Self(command.env(HOME_VARIABLE, native.home.path()).spawn().unwrap())
-    }
-
-    fn kill(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Drop for OtherProcess {
-    fn drop(&mut self) {
-        self.kill();
-    }
+fn start(native: &Native, helper: &str) -> OtherProcess {
+    OtherProcess::start(helper, &[(HOME_VARIABLE, native.home.path())])
 }
 
 async fn open_host() -> agentiso_core::Host {
@@ -55,11 +40,16 @@ async fn helper_process_that_destroys() {
     std::future::pending::<()>().await;
 }
 
-/// Waits until a machine has something whose line contains this.
-async fn wait_for(native: &Native, what: &str, before: usize) {
+/// How much there is whose line contains this.
+fn count(lines: &[String], what: &str) -> usize {
+    lines.iter().filter(|line| line.contains(what)).count()
+}
+
+/// Waits until there is more, or less, of something than there was.
+async fn wait_until(native: &Native, what: &str, is: impl Fn(usize) -> bool) {
     let deadline = Instant::now() + PATIENCE;
-    while native.left().iter().filter(|line| line.contains(what)).count() <= before {
-        assert!(Instant::now() < deadline, "there never was {what}");
+    while !is(count(&native.left(), what)) {
+        assert!(Instant::now() < deadline, "nothing changes about {what}: {:?}", native.left());
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
@@ -83,9 +73,9 @@ async fn killed_creation_leaves_nothing() {
         ("agentiso-", Duration::ZERO),
         ("agentiso-", Duration::from_secs(3)),
     ] {
-        let there = before.iter().filter(|line| line.contains(step)).count();
-        let mut other = OtherProcess::start(&native, "crash::helper_process_that_creates");
-        wait_for(&native, step, there).await;
+        let there = count(&before, step);
+        let mut other = start(&native, "crash::helper_process_that_creates");
+        wait_until(&native, step, |now| now > there).await;
         tokio::time::sleep(wait).await;
         other.kill();
 
@@ -97,20 +87,19 @@ async fn killed_creation_leaves_nothing() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn killed_destruction_is_finished_by_the_next_opener() {
+/// Kills a process that destroys a workspace as soon as these are gone, once for each.
+async fn kill_destruction_without(steps: &[&str]) {
     let Some(native) = Native::new().await else { return };
     let host = native.open().await;
     host.warm("debian", spec().resources).await.unwrap();
     let before = native.left();
-    // Before anything is gone, and when each thing is.
-    for step in ["", "agentiso-", "/sys/fs/cgroup/", "\"at", "VsockCid"] {
+    for &step in steps {
+        let step = if step == VOLUME { native.dataset.as_str() } else { step };
+        let there = count(&before, step);
         host.create(spec().name("victim").unwrap()).await.unwrap();
-        let mut other = OtherProcess::start(&native, "crash::helper_process_that_destroys");
-        let deadline = Instant::now() + PATIENCE;
-        while !step.is_empty() && native.left().iter().any(|line| line.contains(step)) {
-            assert!(Instant::now() < deadline, "there still is {step}");
-            tokio::time::sleep(Duration::from_millis(1)).await;
+        let mut other = start(&native, "crash::helper_process_that_destroys");
+        if !step.is_empty() {
+            wait_until(&native, step, |now| now <= there).await;
         }
         other.kill();
 
@@ -124,4 +113,17 @@ async fn killed_destruction_is_finished_by_the_next_opener() {
         opened.close().await;
     }
     host.close().await;
+}
+
+// Two tests, because one that takes five minutes is ended.
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_destruction_is_finished_by_the_next_opener() {
+    // Before anything is gone, and when the machine is.
+    kill_destruction_without(&["", "agentiso-", "/sys/fs/cgroup/", "\"at"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_destruction_is_finished_when_the_network_and_the_disk_are_gone() {
+    kill_destruction_without(&["agbr", "Address", "VsockCid", VOLUME]).await;
 }

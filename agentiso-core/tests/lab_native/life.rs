@@ -2,9 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    io::{BufRead, BufReader, Write},
-    os::unix::net::UnixStream,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -19,7 +17,10 @@ use agentiso_guest::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_vsock::{VsockAddr, VsockStream};
 
-use crate::fixture::{Native, run, sh, spec};
+use crate::{
+    fixture::{Native, run, sh, spec},
+    lab::hog_memory,
+};
 
 /// How long an agent may take to answer a stranger, or to hang up.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -153,24 +154,6 @@ async fn whoever_does_not_know_a_machines_key_gets_nothing_and_clones_have_other
         workspace.destroy().await.unwrap();
     }
     host.close().await;
-}
-
-/// Makes QEMU itself want more memory, as a guest that has broken into it could.
-fn hog_memory(socket: &Path, bytes: u64) {
-    let socket = UnixStream::connect(socket).unwrap();
-    let mut lines = BufReader::new(socket.try_clone().unwrap()).lines();
-    lines.next().unwrap().unwrap();
-    (&socket).write_all(b"{\"execute\": \"qmp_capabilities\"}\n").unwrap();
-    lines.next().unwrap().unwrap();
-    let order = format!(
-        "{{\"execute\": \"object-add\", \"arguments\": {{\"qom-type\": \"memory-backend-ram\", \"id\": \"hog\", \
-         \"size\": {bytes}, \"prealloc\": true}}}}\n"
-    );
-    (&socket).write_all(order.as_bytes()).unwrap();
-    // The end of the connection, or an answer that must not come.
-    let answer = lines
-        .find(|line| line.as_ref().map_or(true, |line| line.contains("return") || line.contains("error")));
-    println!("the hog said {answer:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

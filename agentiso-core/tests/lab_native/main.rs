@@ -4,6 +4,8 @@
 
 mod crash;
 mod fixture;
+#[path = "../support/lab.rs"]
+mod lab;
 mod life;
 mod network;
 mod refusals;

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use agentiso_core::{Backend, Config, Host, WorkspaceSpec, prepare_zfs};
 
-use crate::fixture::{Native, config, pool, run};
+use crate::fixture::{Native, Undo, config, pool, run};
 
 fn empty_home() -> tempfile::TempDir {
     tempfile::Builder::new().permissions(std::fs::Permissions::from_mode(0o700)).tempdir().unwrap()
@@ -15,6 +15,26 @@ async fn refused(config: Config) -> String {
     let report = Host::open(config).await.map(drop).unwrap_err().report();
     println!("{report}");
     report
+}
+
+#[tokio::test]
+async fn doctor_says_which_backend_of_each_kind_is_used() {
+    let Some(native) = Native::new().await else { return };
+    let file = native.home.path().join("agentiso.toml");
+    let disks = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("use = [\"netlink\"]\n{disks}")).unwrap();
+
+    let told = run(&format!("AGENTISO_HOME={} $AGENTISO_BIN doctor", native.home.path().display()));
+
+    println!("{told}");
+    for (kind, backend) in
+        [("cpu", "kvm"), ("disks", "zfs"), ("network", "netlink"), ("channel", "vsock"), ("limits", "cgroup")]
+    {
+        let expected = ["ok", kind, &format!("{backend}:")].map(str::to_owned);
+        let is = |line: &str| line.split_whitespace().take(3).eq(expected.iter());
+        assert!(told.lines().any(is), "{kind}");
+    }
+    assert!(told.contains("Machines can run."));
 }
 
 #[tokio::test]
@@ -40,16 +60,36 @@ async fn module_that_is_not_loaded_is_named_with_what_loads_it() {
         return;
     }
     let home = empty_home();
+    let _undo = Undo(
+        "modprobe vhost_vsock
+         for i in 1 2 3 4 5; do [ -e /dev/vhost-vsock ] && break; sleep 1; done
+         [ -e /dev/vhost-vsock ] || mknod /dev/vhost-vsock c 10 241
+         chmod 666 /dev/vhost-vsock",
+    );
     run("modprobe -r vhost_vsock; rm -f /dev/vhost-vsock");
 
     let report = refused(Config::at(home.path()).force(Backend::Vsock)).await;
     let chosen = Host::open(Config::at(home.path())).await.unwrap().isolation();
 
-    run("modprobe vhost_vsock; for i in 1 2 3 4 5; do [ -e /dev/vhost-vsock ] && break; sleep 1; done");
-    run("[ -e /dev/vhost-vsock ] || mknod /dev/vhost-vsock c 10 241; chmod 666 /dev/vhost-vsock");
     assert!(report.contains("modprobe vhost_vsock"), "{report}");
     let channel = chosen.backends.iter().find(|choice| choice.used == Backend::Serial).unwrap();
     assert!(channel.passed_over.remedy.as_ref().unwrap().contains("modprobe vhost_vsock"), "{channel:?}");
+}
+
+#[tokio::test]
+async fn devices_that_are_not_there_are_named_with_the_modules_that_make_them() {
+    if pool().is_none() {
+        return;
+    }
+    let home = empty_home();
+    let _undo = Undo("mv /dev/no-kvm /dev/kvm || true; mv /dev/net/no-tun /dev/net/tun");
+    run("mv /dev/kvm /dev/no-kvm; mv /dev/net/tun /dev/net/no-tun");
+
+    let kvm = refused(Config::at(home.path()).force(Backend::Kvm)).await;
+    let netlink = refused(Config::at(home.path()).force(Backend::Netlink)).await;
+
+    assert!(kvm.contains("/dev/kvm") && kvm.contains("kvm_amd"), "{kvm}");
+    assert!(netlink.contains("/dev/net/tun") && netlink.contains("modprobe tun"), "{netlink}");
 }
 
 #[tokio::test]
@@ -58,12 +98,13 @@ async fn range_that_is_in_use_is_named_with_the_interface() {
         return;
     }
     let home = empty_home();
+    let _undo = Undo("ip link del taken0");
     run("ip link add taken0 type dummy; ip addr add 10.99.3.4/24 dev taken0; ip link set taken0 up");
 
     let report = refused(Config::at(home.path()).force(Backend::Netlink)).await;
 
-    run("ip link del taken0");
     assert!(report.contains("taken0") && report.contains("10.99.0.0/16"), "{report}");
+    assert!(report.contains("configure another range"), "{report}");
 }
 
 #[tokio::test]
@@ -74,7 +115,10 @@ async fn disk_that_the_pool_has_no_room_for_is_refused_and_leaves_nothing() {
     let report = host.create(WorkspaceSpec::new("debian")).await.map(drop).unwrap_err().report();
 
     println!("{report}");
-    assert!(report.contains("GiB") || report.contains("space"), "{report}");
+    // How much there is and is needed, and both remedies.
+    for words in ["MiB are free", "needed", "agentiso prune", "zpool add"] {
+        assert!(report.contains(words), "{report}");
+    }
     assert_eq!(native.left(), [""; 0]);
     host.close().await;
 }

@@ -1,35 +1,21 @@
 //! Processes that are killed in the middle.
 
-use std::{
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+use std::time::{Duration, Instant};
+
+use crate::{
+    fixture::{held, open_host},
+    lab::{OtherProcess, home, throwaway},
 };
-
-use agentiso_core::WorkspaceSpec;
-
-use crate::fixture::{held, home, open_host};
 
 /// How long to wait for the moment at which to kill.
 const PATIENCE: Duration = Duration::from_secs(200);
-
-/// Another process, killed when this is dropped.
-struct OtherProcess(Child);
-
-impl Drop for OtherProcess {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// Not a test of its own: the process that is killed.
 #[tokio::test]
 #[ignore = "helper process of killed_creation_leaves_no_context_id"]
 async fn helper_process_that_creates_a_workspace() {
     let host = open_host().await;
-    let mut spec = WorkspaceSpec::new("debian");
-    spec.throwaway = true;
-    let workspace = host.create(spec).await.unwrap();
+    let workspace = throwaway(&host).await;
     println!("created {}", workspace.name());
     std::future::pending::<()>().await;
 }
@@ -45,21 +31,14 @@ async fn killed_creation_leaves_no_context_id() {
     assert_eq!(held(), []);
     // At once when it has a context id, some steps later, and with a machine that runs.
     for delay in [Duration::ZERO, Duration::from_millis(150), Duration::from_secs(4)] {
-        let mut other = OtherProcess(
-            Command::new(std::env::current_exe().unwrap())
-                .args(["--ignored", "--exact", "crash::helper_process_that_creates_a_workspace"])
-                .stdout(Stdio::null())
-                .spawn()
-                .unwrap(),
-        );
+        let mut other = OtherProcess::start("crash::helper_process_that_creates_a_workspace", &[]);
         let deadline = Instant::now() + PATIENCE;
         while held().is_empty() {
             assert!(Instant::now() < deadline, "it has taken no context id");
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         tokio::time::sleep(delay).await;
-        other.0.kill().unwrap();
-        other.0.wait().unwrap();
+        other.kill();
 
         let host = open_host().await;
 

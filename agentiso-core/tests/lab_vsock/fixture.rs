@@ -1,9 +1,9 @@
 //! The lab's state folder, with machines that are reached over vsock.
 
-use std::{any::Any, path::PathBuf, sync::Arc, time::Duration};
+use std::{any::Any, sync::Arc};
 
 use agentiso_core::{
-    Backends, Config, Host, Layout, WorkspaceSpec,
+    Backends, Config, Host, Layout,
     channel::{ChannelDevice, ChannelRecord, ChannelSpec, GuestChannel, Lane, vsock::VsockChannel},
     hypervisor::{
         Hypervisor, LaunchSpec, Machine, MachineMemory, Start,
@@ -29,22 +29,13 @@ use agentiso_core::{
 };
 use async_trait::async_trait;
 
-/// What a machine may take to boot: in the lab, KVM's CPU is itself emulated.
-const BOOT_LIMIT: Duration = Duration::from_secs(240);
+use crate::lab::{BOOT_LIMIT, home, throwaway};
 
 /// The id in the names of the processes. Another one than the command line's: tests tidy up after themselves alone.
 const STATE_ID: &str = "labvsock";
 
 /// A user id that no workspace of a test has.
 const UID: u32 = MachineUid::FIRST + 50_000;
-
-/// The state folder; `None` outside of the lab, which it says.
-pub(crate) fn home() -> Result<PathBuf, String> {
-    std::env::var_os("AGENTISO_HOME")
-        .filter(|_| std::env::var_os("AGENTISO_LAB").is_some())
-        .map(PathBuf::from)
-        .ok_or_else(|| "this is not the lab; `cargo xtask lab` runs it".to_owned())
-}
 
 pub(crate) fn leases_of_home() -> Arc<dyn Leases> {
     leases(&Layout::new(home().unwrap()).database()).unwrap()
@@ -98,9 +89,7 @@ impl Fixture {
             Some(image) => image,
             None => {
                 let host = open_host().await;
-                let mut spec = WorkspaceSpec::new("debian");
-                spec.throwaway = true;
-                host.create(spec).await.unwrap().destroy().await.unwrap();
+                throwaway(&host).await.destroy().await.unwrap();
                 host.close().await;
                 usable_image().await.expect("making a workspace has made a template")
             }

@@ -4,6 +4,8 @@
 
 mod crash;
 mod fixture;
+#[path = "../support/lab.rs"]
+mod lab;
 mod workspaces;
 
 mod contract {

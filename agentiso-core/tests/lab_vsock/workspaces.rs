@@ -2,9 +2,17 @@
 
 use std::collections::BTreeSet;
 
-use agentiso_core::{ForkSpec, Host, Workspace, WorkspaceSpec, WorkspaceState};
+use agentiso_core::{
+    ForkSpec, Host, Workspace, WorkspaceState,
+    channel::{ChannelDevice, ChannelSpec, GuestChannel, vsock::VsockChannel},
+    testkit::leases,
+    types::WorkspaceId,
+};
 
-use crate::fixture::{held, home, open_host};
+use crate::{
+    fixture::{held, open_host},
+    lab::{home, sh, throwaway},
+};
 
 async fn host() -> Option<Host> {
     match home() {
@@ -16,16 +24,34 @@ async fn host() -> Option<Host> {
     }
 }
 
-async fn throwaway(host: &Host) -> Workspace {
-    let mut spec = WorkspaceSpec::new("debian");
-    spec.throwaway = true;
-    host.create(spec).await.unwrap()
-}
+#[tokio::test]
+async fn state_folders_with_the_same_context_ids_do_not_take_each_others() {
+    if let Err(reason) = home() {
+        println!("skipped: {reason}");
+        return;
+    }
+    // Far from those of the tests' state folder, and too few to be divided.
+    let cids = 70_000..=70_003;
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let mut prepared = Vec::new();
+    for folder in folders.iter().chain(&folders) {
+        let leases = leases(&folder.path().join("records.db")).unwrap();
+        let channel = VsockChannel::open(leases).unwrap().with_cids(cids.clone());
+        let id = WorkspaceId::random();
+        let run_dir = folder.path().join(id.to_string());
+        std::fs::create_dir(&run_dir).unwrap();
+        prepared.push((channel.prepare(ChannelSpec { id, run_dir }).await.unwrap(), channel));
+    }
 
-async fn sh(workspace: &Workspace, line: &str) -> String {
-    let output = workspace.exec(line).await.unwrap();
-    assert!(output.success(), "{line}: {}", output.stderr_text());
-    output.stdout_text().trim().to_owned()
+    let cid = |device: &ChannelDevice| match device {
+        ChannelDevice::Vsock { cid, .. } => *cid,
+        other => panic!("{other:?}"),
+    };
+    let taken: BTreeSet<u32> = prepared.iter().map(|(prepared, _)| cid(&prepared.device)).collect();
+    assert_eq!(taken, cids.collect(), "each has one that nobody else has");
+    for (prepared, channel) in &prepared {
+        channel.release(&prepared.record).await.unwrap();
+    }
 }
 
 fn cid_of(workspace: &Workspace) -> u32 {

@@ -1,32 +1,21 @@
 //! Workspaces whose disks are volumes: the whole engine with real machines, and this storage.
 
-use std::{
-    fs::File,
-    io::Read,
-    os::unix::fs::{FileExt, PermissionsExt},
-    path::{Path, PathBuf},
-    process::Command,
-    sync::Arc,
-    time::Duration,
-};
+use std::sync::Arc;
 
 use agentiso_core::{
-    Backends, Config, ForkSpec, Host, Layout, Workspace, WorkspaceSpec,
+    Backends, Config, ForkSpec, Host, Layout, Workspace,
     channel::serial::SerialChannel,
     hypervisor::qemu::{Qemu, QemuConfig},
     network::user::{UserNetwork, UserNetworkConfig},
     storage::{Inventory, Storage},
-    types::{BaseId, DiskGib, MemoryMib, Resources},
+    types::BaseId,
 };
 use tempfile::TempDir;
 
-use crate::fixture::Fixture;
-
-/// A state folder with an image, whose disk is a file.
-const SEED_VARIABLE: &str = "AGENTISO_TEST_SEED";
-
-/// What a machine may take to boot where everything is emulated.
-const BOOT_LIMIT: Duration = Duration::from_secs(240);
+use crate::{
+    fixture::Fixture,
+    lab::{self, BOOT_LIMIT, sh},
+};
 
 struct Machines {
     host: Host,
@@ -35,45 +24,14 @@ struct Machines {
     _home: TempDir,
 }
 
-/// Copies a file onto a device, but for the zeros.
-fn copy(from: &Path, to: &Path) {
-    let (mut from, to) = (File::open(from).unwrap(), File::options().write(true).open(to).unwrap());
-    let zeros = vec![0; 1 << 20];
-    let (mut chunk, mut at) = (zeros.clone(), 0);
-    loop {
-        let count = from.read(&mut chunk).unwrap();
-        if count == 0 {
-            break;
-        }
-        if chunk[..count] != zeros[..count] {
-            to.write_all_at(&chunk[..count], at).unwrap();
-        }
-        at += count as u64;
-    }
-    to.sync_all().unwrap();
-}
-
 impl Machines {
     /// A host with the seed's image, on a pool.
     async fn open() -> Self {
-        let seed = PathBuf::from(std::env::var_os(SEED_VARIABLE).expect("a state folder with an image"));
+        let seed = lab::seed().unwrap();
         let fixture = Fixture::new().await.unwrap();
-        // Where there is room for memory.
-        let private = std::fs::Permissions::from_mode(0o700);
-        let home = tempfile::Builder::new().permissions(private).tempdir_in(seed.parent().unwrap()).unwrap();
-        for part in ["lib", "images"] {
-            let copied =
-                Command::new("cp").arg("-a").args([seed.join(part), home.path().join(part)]).status();
-            assert!(copied.unwrap().success());
-        }
-        let bases = std::fs::read_dir(seed.join("disks/bases")).unwrap();
-        let mut bases = bases.map(|entry| entry.unwrap().path());
-        let file = bases.find(|path| path.extension().is_some_and(|extension| extension == "raw")).unwrap();
-        let base: BaseId = file.file_stem().unwrap().to_str().unwrap().parse().unwrap();
+        let home = lab::home_without_disks(&seed);
         let storage = fixture.storage().await;
-        let chain = storage.begin_base(base, file.metadata().unwrap().len()).await.unwrap();
-        copy(&file, &chain.layers[0].path);
-        storage.seal_base(base).await.unwrap();
+        let base = lab::copy_image(&seed, &storage).await;
 
         let mut config = Config::at(home.path());
         config.boot_timeout = BOOT_LIMIT;
@@ -97,19 +55,8 @@ impl Machines {
     }
 
     async fn create(&self) -> Workspace {
-        let resources = Resources {
-            memory_mb: MemoryMib::new(256).unwrap(),
-            disk_gb: DiskGib::new(1).unwrap(),
-            ..Resources::default()
-        };
-        self.host.create(WorkspaceSpec::new("debian").resources(resources)).await.unwrap()
+        self.host.create(lab::small()).await.unwrap()
     }
-}
-
-async fn sh(workspace: &Workspace, line: &str) -> String {
-    let output = workspace.exec(line).await.unwrap();
-    assert!(output.success(), "{line}: {}", output.stderr_text());
-    output.stdout_text().trim().to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

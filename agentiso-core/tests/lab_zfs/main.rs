@@ -4,6 +4,8 @@
 mod crash;
 mod devices;
 mod fixture;
+#[path = "../support/lab.rs"]
+mod lab;
 mod layout;
 mod machines;
 mod many;

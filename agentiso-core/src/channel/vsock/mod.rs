@@ -7,7 +7,9 @@
 //!   claimed from the kernel at once, on the descriptor that QEMU gets later: one that another program of the host has
 //!   is given back and the next one taken. The kernel frees it when the last copy of that descriptor is closed, which is
 //!   when the machine's process has ended. Only then is it released, and not handed out again for [`COOL_DOWN`]. A
-//!   machine never gets the one that it had before.
+//!   machine never gets the one that it had before. The records are a state folder's own, so each has a block of the range
+//!   to begin with ([`VsockChannel::of_state`]); should two have the same, the kernel says who was first, and keys (below)
+//!   keep each from the other's machines.
 //! - **Who may connect.** AF_VSOCK has no permissions: every process of the host can connect to every machine, and one that
 //!   may open /dev/vhost-vsock can take the context id of a machine that has crashed. So each machine gets a key
 //!   ([`MachineKey`](super::MachineKey)) at each start, and the two ends prove to each other in every hello that they
@@ -85,6 +87,7 @@ pub struct VsockChannel {
     device: Device,
     leases: Arc<dyn Leases>,
     cids: RangeInclusive<u32>,
+    state_id: String,
 }
 
 impl VsockChannel {
@@ -94,7 +97,7 @@ impl VsockChannel {
     /// [`ChannelError::Missing`] if /dev/vhost-vsock is not there or may not be opened, with the remedy.
     pub fn open(leases: Arc<dyn Leases>) -> Result<Self, ChannelError> {
         let device = Device::find()?;
-        Ok(Self { device, leases, cids: CIDS })
+        Ok(Self { device, leases, cids: CIDS, state_id: String::new() })
     }
 
     /// What keeps machines from being reached like this here, if anything does.
@@ -104,13 +107,21 @@ impl VsockChannel {
 
     /// The channel, whether or not it can be used: what it made before can be released.
     pub(crate) fn unchecked(leases: Arc<dyn Leases>) -> Self {
-        Self { device: Device::expected(), leases, cids: CIDS }
+        Self { device: Device::expected(), leases, cids: CIDS, state_id: String::new() }
     }
 
     /// With context ids from this range, where others use [`CIDS`]. Those below 3 and the very last one are never used.
     #[must_use]
     pub fn with_cids(mut self, cids: RangeInclusive<u32>) -> Self {
         self.cids = address::usable(&cids);
+        self
+    }
+
+    /// Of a state folder with this id: it begins with other context ids than most others of the host, and goes on to the
+    /// whole range when these do not suffice.
+    #[must_use]
+    pub fn of_state(mut self, state_id: &str) -> Self {
+        state_id.clone_into(&mut self.state_id);
         self
     }
 }
@@ -162,8 +173,9 @@ impl GuestChannel for VsockChannel {
         let ChannelSpec { id, run_dir } = spec;
         let folder = RunDir::open(&run_dir)?;
         folder.remove_lanes(LANES, key::files())?;
-        let (device, leases, cids) = (self.device.clone(), Arc::clone(&self.leases), self.cids.clone());
-        let claimed = blocking(id, move || address::claim(&device, &*leases, &cids, id)).await;
+        let (device, leases) = (self.device.clone(), Arc::clone(&self.leases));
+        let ranges = address::in_order(&self.cids, &self.state_id);
+        let claimed = blocking(id, move || address::claim(&device, &*leases, &ranges, id)).await;
         let made = claimed.and_then(|claimed| {
             let record = VsockDetails { cid: claimed.cid, run_dir: Some(run_dir) }.record(id)?;
             // Before the lanes: whoever finds one finds the key.

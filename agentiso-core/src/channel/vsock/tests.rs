@@ -38,7 +38,7 @@ impl Scratch {
 
     fn channel(&self, claim: fn(&File, u32) -> io::Result<()>) -> VsockChannel {
         let device = Device::pretended(self.home.path().join("device"), claim);
-        VsockChannel { device, leases: self.leases.clone(), cids: 100..=109 }
+        VsockChannel { device, leases: self.leases.clone(), cids: 100..=109, state_id: "one".to_owned() }
     }
 
     fn spec(&self) -> ChannelSpec {
@@ -206,9 +206,83 @@ fn missing_device_is_an_error_with_the_remedy() {
     let device = Device::pretended(home.path().join("missing"), claim_nothing);
     let leases = Store::open(&home.path().join("agentiso.db")).unwrap();
 
-    let error = address::claim(&device, &leases, &CIDS, WorkspaceId::random()).unwrap_err();
+    let error = address::claim(&device, &leases, &[CIDS], WorkspaceId::random()).unwrap_err();
 
     assert!(error.to_string().contains("modprobe vhost_vsock"), "{error}");
+}
+
+/// The context ids that a pretended host has given out.
+static GIVEN_OUT: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+
+fn claim_like_the_kernel(_: &File, cid: u32) -> io::Result<()> {
+    let first = GIVEN_OUT.lock().unwrap().insert(cid);
+    if first { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EADDRINUSE)) }
+}
+
+#[tokio::test]
+async fn state_folders_of_one_host_never_have_the_same_context_id() {
+    let (one, other) = (Scratch::new(), Scratch::new());
+    // Once with blocks of their own, and once, as can happen, with the same.
+    for (range, states) in [(CIDS, ["one", "other"]), (200_000..=200_003, ["one", "one"])] {
+        let channel = |scratch: &Scratch, state| VsockChannel {
+            cids: range.clone(),
+            ..scratch.channel(claim_like_the_kernel).of_state(state)
+        };
+        let mut seen = BTreeSet::new();
+        for _ in 0..2 {
+            for (scratch, state) in [&one, &other].into_iter().zip(states) {
+                let prepared = channel(scratch, state).prepare(scratch.spec()).await.unwrap();
+                let cid = cid(&prepared);
+                assert!(range.contains(&cid) && seen.insert(cid), "{cid} {seen:?}");
+                assert!(address::in_order(&range, state)[0].contains(&cid), "{cid}");
+            }
+        }
+    }
+    let none = other.channel(claim_like_the_kernel).with_cids(200_000..=200_003).prepare(other.spec()).await;
+    assert!(matches!(none, Err(ChannelError::Address { .. })), "{none:?}");
+}
+
+#[tokio::test]
+async fn block_that_others_have_is_left_for_the_rest_of_the_range() {
+    let scratch = Scratch::new();
+    let channel = scratch.channel(|_, cid| match cid {
+        ..10_000 => Err(io::Error::from_raw_os_error(libc::EADDRINUSE)),
+        _ => Ok(()),
+    });
+    let device = channel.device.clone();
+    let ranges = [9_990..=9_999, 10_000..=10_002, 10_100..=10_102];
+    let mut cids = Vec::new();
+
+    for _ in 0..6 {
+        cids.push(address::claim(&device, &*scratch.leases, &ranges, WorkspaceId::random()).unwrap().cid);
+    }
+
+    assert_eq!(cids, [10_000, 10_001, 10_002, 10_100, 10_101, 10_102]);
+    let none = address::claim(&device, &*scratch.leases, &ranges, WorkspaceId::random()).unwrap_err();
+    let ChannelError::Address { source: crate::leases::LeaseError::Exhausted { count, .. }, .. } = none
+    else {
+        panic!("{none:?}")
+    };
+    assert_eq!(count, 16, "all of them");
+}
+
+#[test]
+fn state_folders_begin_at_different_blocks_and_use_the_whole_range() {
+    let mut begins = BTreeSet::new();
+    for range in [CIDS, 3..=u32::MAX - 1, 1000..=4000] {
+        for state in 0..200 {
+            let parts = address::in_order(&range, &format!("state{state}"));
+            assert_eq!(parts[0].clone().count(), 1024);
+            assert_eq!(parts.iter().map(|part| part.clone().count()).sum::<usize>(), range.clone().count());
+            assert!(parts.iter().all(|part| range.contains(part.start()) && range.contains(part.end())));
+            begins.insert(*parts[0].start());
+        }
+    }
+    assert!(begins.len() > 200, "{}", begins.len());
+    assert_eq!(address::in_order(&CIDS, "same"), address::in_order(&CIDS, "same"));
+    for small in [3..=3, 1000..=1999, 1000..=3046] {
+        assert_eq!(address::in_order(&small, "state"), [small], "too small to be divided");
+    }
 }
 
 #[test]

@@ -2,12 +2,6 @@
 
 use std::{ffi::CStr, net::Ipv4Addr};
 
-use nftnl::{
-    ChainType::{Filter, Nat},
-    Hook,
-    nftnl_sys::libc,
-};
-
 use super::{
     ADDRESS, FORWARDED, FORWARDS, INTERNET, OPEN, PORTS, PROTOCOL, Plan, RESOLVER, SERVICE, interface,
     parts::{
@@ -17,7 +11,12 @@ use super::{
 };
 use crate::network::netlink::{
     ForwardsFrom,
-    nft::{ChainPlan, Family, SetPlan, Step, TablePlan, steps::*},
+    nft::{
+        ChainPlan,
+        ChainType::{Filter, Nat},
+        Family, Hook, SetPlan, Step, TablePlan,
+        steps::*,
+    },
 };
 
 const TO_HOST: &CStr = c"to_host";
