@@ -12,7 +12,7 @@ use std::{
 use serde_json::Value;
 
 /// What cargo built along with these tests.
-pub(crate) const BUILT: &str = env!("CARGO_BIN_EXE_agentiso");
+const BUILT: &str = env!("CARGO_BIN_EXE_agentiso");
 
 /// The program, with a state folder.
 pub(crate) struct Cli {
