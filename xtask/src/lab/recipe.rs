@@ -16,7 +16,7 @@ const BACKPORTS: &str = "bookworm-backports";
 const SUITES: [&str; 4] = [SUITE, "bookworm-updates", "bookworm-security", BACKPORTS];
 
 /// What is in the lab beyond Debian's essential packages. None that is only recommended.
-const PACKAGES: [&str; 18] = [
+const PACKAGES: [&str; 20] = [
     // What boots it.
     "busybox-static",
     "kmod",
@@ -24,6 +24,8 @@ const PACKAGES: [&str; 18] = [
     // What agentiso uses of a host.
     "e2fsprogs",
     "iproute2",
+    "libmnl0",
+    "libnftnl11",
     "libzfs4linux",
     "zfs-dkms",
     // What tests make pools with, and look at results with.
