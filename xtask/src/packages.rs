@@ -11,7 +11,7 @@ pub(crate) const OLDEST_QEMU: Version = Version { major: 8, minor: 2 };
 pub(crate) const QEMU: &str = "qemu-system-x86";
 
 /// What agentiso itself calls, and what its tests look at its results with.
-pub(crate) const PACKAGES: [&str; 18] = [
+pub(crate) const PACKAGES: [&str; 21] = [
     "build-essential",
     "ca-certificates",
     "cpio",
@@ -22,9 +22,12 @@ pub(crate) const PACKAGES: [&str; 18] = [
     "fakeroot",
     "iproute2",
     "kmod",
+    "libmnl-dev",
+    "libnftnl-dev",
     "lz4",
     "mmdebstrap",
     "nftables",
+    "pkg-config",
     "qemu-utils",
     "strace",
     "uidmap",

@@ -1,67 +1,43 @@
 //! Tables, sets and rules of nftables, put in force in one step.
-//!
-//! In the kernel's own messages (linux/netfilter/nf_tables.h), which it promises to understand for ever: no C library has to
-//! be there, and nothing is `unsafe`.
 
-mod batch;
 pub(super) mod steps;
+mod sys;
 pub(super) mod wire;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::CStr,
     io,
+    time::Duration,
 };
 
-use self::batch::{Batch, Order};
-pub(super) use self::steps::Step;
-use self::wire::{Request, Subsystem, attribute, attributes, find, nested, number, text};
+use nftnl::{Batch, Chain, ChainType, Hook, MsgType, Policy, ProtoFamily, Rule, Table};
 
-/// Elements that one message carries. A list of them has 64 KiB; an element with its attributes is below 100 bytes.
+pub(super) use sys::Step;
+use sys::{ElementsMessage, RawSet, SetMessage};
+use wire::{Request, Subsystem, attribute, attributes, find};
+
+/// Elements that one message carries. A message has 64 KiB; an element with its attributes is below 100 bytes.
 const ELEMENTS_PER_MESSAGE: usize = 400;
+
+/// Room for an element in a batch, in bytes.
+const ELEMENT_BYTES: usize = 128;
+
+/// Room for tables, chains, sets and rules in a batch, in bytes.
+const RULES_BYTES: usize = 512 * 1024;
+
+/// How long the kernel may take to answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 // linux/netfilter/nf_tables.h
 const GET_TABLE: u8 = 1;
 const GET_SET_ELEMENTS: u8 = 13;
 const TABLE_NAME: u16 = 1;
-const TABLE_FLAGS: u16 = 2;
-const CHAIN_TABLE: u16 = 1;
-const CHAIN_NAME: u16 = 3;
-const CHAIN_HOOK: u16 = 4;
-const CHAIN_POLICY: u16 = 5;
-const CHAIN_TYPE: u16 = 7;
-const HOOK_NUMBER: u16 = 1;
-const HOOK_PRIORITY: u16 = 2;
-const RULE_TABLE: u16 = 1;
-const RULE_CHAIN: u16 = 2;
-const RULE_EXPRESSIONS: u16 = 4;
-const RULE_USERDATA: u16 = 7;
-const EXPRESSION_NAME: u16 = 1;
-const EXPRESSION_DATA: u16 = 2;
-const LIST_ELEMENT: u16 = 1;
-const SET_TABLE: u16 = 1;
-const SET_NAME: u16 = 2;
-const SET_FLAGS: u16 = 3;
-const SET_KEY_TYPE: u16 = 4;
-const SET_KEY_LENGTH: u16 = 5;
-const SET_DATA_TYPE: u16 = 6;
-const SET_DATA_LENGTH: u16 = 7;
-const SET_ID: u16 = 10;
 const ELEMENTS_TABLE: u16 = 1;
 const ELEMENTS_SET: u16 = 2;
 const ELEMENTS_LIST: u16 = 3;
 const ELEMENT_KEY: u16 = 1;
-const ELEMENT_DATA: u16 = 2;
 const DATA_VALUE: u16 = 1;
-
-/// NFT_SET_MAP
-const MAP: u32 = 1 << 3;
-
-/// NF_ACCEPT
-const ACCEPT: u32 = 1;
-
-/// The kind of user data in which `nft` looks for a rule's comment.
-const COMMENT: u8 = 0;
 
 /// How a set is told from others: its table's family and its name.
 pub(super) type SetName = (Family, &'static CStr);
@@ -79,32 +55,17 @@ pub(super) enum Family {
 }
 
 impl Family {
-    /// `NFPROTO_*`.
-    fn number(self) -> u8 {
+    fn proto(self) -> ProtoFamily {
         match self {
-            Self::Bridge => 7,
-            Self::Inet => 1,
+            Self::Bridge => ProtoFamily::Bridge,
+            Self::Inet => ProtoFamily::Inet,
         }
     }
-}
 
-/// What a chain that packets come to by themselves is for.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum ChainType {
-    /// To let packets pass or not.
-    Filter,
-    /// To translate addresses; connections' first packets alone.
-    Nat,
-}
-
-/// Where in the kernel packets come to a chain by themselves: `NF_INET_*`, and the same of bridges.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Hook {
-    PreRouting = 0,
-    In = 1,
-    Forward = 2,
-    Out = 3,
-    PostRouting = 4,
+    fn number(self) -> u16 {
+        // The enum's values are the kernel's numbers.
+        self.proto() as u16
+    }
 }
 
 /// A set or a map.
@@ -135,88 +96,33 @@ pub(super) struct TablePlan {
 /// Puts tables in force with these elements, in place of those of the same name. In one step: packets see either the
 /// old or the new ones.
 pub(super) fn replace(name: &CStr, tables: &[TablePlan], elements: &Elements) -> io::Result<()> {
-    let mut batch = Batch::new();
+    let mut batch = batch_for(elements, &Elements::new());
     for plan in tables {
-        let table = table(name);
+        let table = Table::new(name, plan.family.proto());
         // Added first, so that removing it never fails.
-        for order in [Order::NEW_TABLE, Order::REMOVE_TABLE, Order::NEW_TABLE] {
-            batch.add(plan.family, order, &table);
-        }
+        batch.add(&table, MsgType::Add);
+        batch.add(&table, MsgType::Del);
+        batch.add(&table, MsgType::Add);
         for (id, set) in (1..).zip(&plan.sets) {
-            batch.add(plan.family, Order::NEW_SET, &set.message(name, id));
+            let raw = RawSet::new(plan.family.number(), name, set.name);
+            raw.describe(id, set.key, set.data);
+            batch.add(&SetMessage(&raw), MsgType::Add);
         }
-        for chain in &plan.chains {
-            batch.add(plan.family, Order::NEW_CHAIN, &chain.message(name));
+        let chains: Vec<Chain<'_>> = plan.chains.iter().map(|chain| made(chain, &table)).collect();
+        for chain in &chains {
+            batch.add(chain, MsgType::Add);
         }
-        for chain in &plan.chains {
-            for (purpose, steps) in &chain.rules {
-                batch.add(plan.family, Order::NEW_RULE, &rule(name, chain.name, purpose, steps));
+        for (plan, chain) in plan.chains.iter().zip(&chains) {
+            for (purpose, steps) in &plan.rules {
+                let mut rule = Rule::new(chain);
+                rule.set_comment(purpose).map_err(io::Error::other)?;
+                steps.iter().for_each(|step| rule.add_expr(step));
+                batch.add(&rule, MsgType::Add);
             }
         }
     }
-    add_elements(&mut batch, name, elements, Order::NEW_ELEMENTS);
-    batch.send().map_err(lacking)
-}
-
-fn table(name: &CStr) -> Vec<u8> {
-    [text(TABLE_NAME, name), number(TABLE_FLAGS, 0)].concat()
-}
-
-impl SetPlan {
-    fn message(&self, table: &CStr, id: u32) -> Vec<u8> {
-        let mut parts = vec![
-            text(SET_TABLE, table),
-            text(SET_NAME, self.name),
-            number(SET_KEY_TYPE, self.key.0),
-            number(SET_KEY_LENGTH, self.key.1),
-        ];
-        if let Some((kind, length)) = self.data {
-            parts.extend([
-                number(SET_FLAGS, MAP),
-                number(SET_DATA_TYPE, kind),
-                number(SET_DATA_LENGTH, length),
-            ]);
-        }
-        parts.push(number(SET_ID, id));
-        parts.concat()
-    }
-}
-
-impl ChainPlan {
-    fn message(&self, table: &CStr) -> Vec<u8> {
-        let mut parts = vec![text(CHAIN_TABLE, table), text(CHAIN_NAME, self.name)];
-        if let Some((kind, hook, priority)) = self.hook {
-            let kind = match kind {
-                ChainType::Filter => c"filter",
-                ChainType::Nat => c"nat",
-            };
-            let priority = attribute(HOOK_PRIORITY, &priority.to_be_bytes());
-            parts.extend([
-                nested(CHAIN_HOOK, &[number(HOOK_NUMBER, hook as u32), priority]),
-                number(CHAIN_POLICY, ACCEPT),
-                text(CHAIN_TYPE, kind),
-            ]);
-        }
-        parts.concat()
-    }
-}
-
-fn rule(table: &CStr, chain: &CStr, purpose: &CStr, steps: &[Step]) -> Vec<u8> {
-    let step = |step: &Step| {
-        let attributes = nested(EXPRESSION_DATA, std::slice::from_ref(&step.attributes));
-        nested(LIST_ELEMENT, &[text(EXPRESSION_NAME, step.kind), attributes])
-    };
-    let comment = purpose.to_bytes_with_nul();
-    // All purposes are short; one that were not would be cut off, and nothing else would be different.
-    let comment = comment.get(..usize::from(u8::MAX)).unwrap_or(comment);
-    let length = u8::try_from(comment.len()).unwrap_or(u8::MAX);
-    [
-        text(RULE_TABLE, table),
-        text(RULE_CHAIN, chain),
-        nested(RULE_EXPRESSIONS, &steps.iter().map(step).collect::<Vec<_>>()),
-        attribute(RULE_USERDATA, &[&[COMMENT, length], comment].concat()),
-    ]
-    .concat()
+    add_elements(&mut batch, name, elements, MsgType::Add);
+    send(batch).map_err(lacking)
 }
 
 /// The kernel refuses rules that need modules which it does not have and cannot load.
@@ -231,6 +137,16 @@ fn lacking(error: io::Error) -> io::Error {
     }
 }
 
+fn made<'a>(plan: &ChainPlan, table: &'a Table) -> Chain<'a> {
+    let mut chain = Chain::new(plan.name, table);
+    if let Some((kind, hook, priority)) = plan.hook {
+        chain.set_type(kind);
+        chain.set_hook(hook, priority);
+        chain.set_policy(Policy::Accept);
+    }
+    chain
+}
+
 /// Changes elements from one state to another, in one step.
 ///
 /// # Errors
@@ -240,26 +156,28 @@ pub(super) fn change(name: &CStr, before: &Elements, after: &Elements) -> io::Re
     if gone.is_empty() && new.is_empty() {
         return Ok(());
     }
-    let mut batch = Batch::new();
-    add_elements(&mut batch, name, &gone, Order::REMOVE_ELEMENTS);
-    add_elements(&mut batch, name, &new, Order::NEW_ELEMENTS);
-    batch.send()
+    let mut batch = batch_for(&gone, &new);
+    add_elements(&mut batch, name, &gone, MsgType::Del);
+    add_elements(&mut batch, name, &new, MsgType::Add);
+    send(batch)
 }
 
 /// Removes the tables of this name. Those that are not there: no effect.
 pub(super) fn remove(name: &CStr) -> io::Result<()> {
     let mut batch = Batch::new();
     for family in [Family::Bridge, Family::Inet] {
-        batch.add(family, Order::NEW_TABLE, &table(name));
-        batch.add(family, Order::REMOVE_TABLE, &table(name));
+        let table = Table::new(name, family.proto());
+        batch.add(&table, MsgType::Add);
+        batch.add(&table, MsgType::Del);
     }
-    batch.send()
+    send(batch)
 }
 
 /// Whether both tables of this name are there.
 pub(super) fn is_there(name: &CStr) -> io::Result<bool> {
     for family in [Family::Bridge, Family::Inet] {
-        let question = Request { content: text(TABLE_NAME, name), ..ask(family, GET_TABLE) };
+        let question =
+            Request { content: attribute(TABLE_NAME, name.to_bytes_with_nul()), ..ask(family, GET_TABLE) };
         match question.send() {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(false),
             result => drop(result?),
@@ -275,7 +193,7 @@ pub(super) fn keys(tables: &str, set: &CStr) -> io::Result<Vec<Vec<u8>>> {
         let Some(name) = find(&table, TABLE_NAME).filter(|name| name.starts_with(tables.as_bytes())) else {
             continue;
         };
-        let content = [attribute(ELEMENTS_TABLE, name), text(ELEMENTS_SET, set)];
+        let content = [attribute(ELEMENTS_TABLE, name), attribute(ELEMENTS_SET, set.to_bytes_with_nul())];
         let question =
             Request { dump: true, content: content.concat(), ..ask(Family::Inet, GET_SET_ELEMENTS) };
         let lists = match question.send() {
@@ -293,13 +211,8 @@ pub(super) fn keys(tables: &str, set: &CStr) -> io::Result<Vec<Vec<u8>>> {
 }
 
 fn ask(family: Family, message: u8) -> Request {
-    Request {
-        subsystem: Subsystem::Rules,
-        message,
-        family: family.number(),
-        dump: false,
-        content: Vec::new(),
-    }
+    let family = u8::try_from(family.number()).unwrap_or_default();
+    Request { subsystem: Subsystem::Rules, message, family, dump: false, content: Vec::new() }
 }
 
 /// What one has and the other has not.
@@ -312,21 +225,60 @@ fn without(one: &Elements, other: &Elements) -> Elements {
     one.iter().map(difference).filter(|(_, elements): &(_, BTreeSet<_>)| !elements.is_empty()).collect()
 }
 
-fn add_elements(batch: &mut Batch, table: &CStr, elements: &Elements, order: Order) {
-    let data = |kind, bytes: &[u8]| nested(kind, &[attribute(DATA_VALUE, bytes)]);
+/// An empty batch with room for so many elements: one that needs a second page would no longer be one step.
+fn batch_for(one: &Elements, other: &Elements) -> Batch {
+    let elements: usize = one.values().chain(other.values()).map(BTreeSet::len).sum();
+    let bytes = u32::try_from(RULES_BYTES + elements * ELEMENT_BYTES).unwrap_or(u32::MAX / 2);
+    Batch::with_page_size(bytes)
+}
+
+fn add_elements(batch: &mut Batch, table: &CStr, elements: &Elements, message: MsgType) {
     for ((family, set), elements) in elements {
-        let elements: Vec<_> = elements
-            .iter()
-            .map(|(key, value)| {
-                let value = if value.is_empty() { Vec::new() } else { data(ELEMENT_DATA, value) };
-                nested(LIST_ELEMENT, &[data(ELEMENT_KEY, key), value])
-            })
-            .collect();
+        let elements: Vec<_> = elements.iter().collect();
         for some in elements.chunks(ELEMENTS_PER_MESSAGE) {
-            let parts = [text(ELEMENTS_TABLE, table), text(ELEMENTS_SET, set), nested(ELEMENTS_LIST, some)];
-            batch.add(*family, order, &parts.concat());
+            let raw = RawSet::new(family.number(), table, set);
+            for (key, data) in some {
+                raw.add(key, data);
+            }
+            batch.add(&ElementsMessage(&raw), message);
         }
     }
+}
+
+/// Sends a batch and waits until the kernel has put it in force or refused it as a whole.
+fn send(batch: Batch) -> io::Result<()> {
+    let batch = batch.finalize();
+    let pages: Vec<&[u8]> = batch.iter().collect();
+    let [page] = pages[..] else {
+        return Err(io::Error::other("the change does not fit into one message to the kernel"));
+    };
+    let socket = mnl::Socket::new(mnl::Bus::Netfilter)?;
+    prepare(&socket, page.len())?;
+    let port = socket.portid();
+    socket.send(page)?;
+
+    let mut answers = vec![0; usize::try_from(nftnl::nft_nlmsg_maxsize()).unwrap_or(1 << 17)];
+    let mut expected = batch.sequence_numbers();
+    while !expected.is_empty() {
+        for answer in socket.recv(&mut answers)? {
+            let answer = answer?;
+            let Some(seq) = expected.next() else {
+                return Err(io::Error::other("the kernel answered more than was asked"));
+            };
+            mnl::cb_run(answer, seq, port)?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives a socket room for one large message and for its answers, and an end to waiting.
+fn prepare(socket: &mnl::Socket, bytes: usize) -> io::Result<()> {
+    let fd = sys::descriptor(socket);
+    rustix::net::sockopt::set_socket_timeout(fd, rustix::net::sockopt::Timeout::Recv, Some(ANSWER_LIMIT))?;
+    // The kernel doubles what it is given, and keeps some for itself.
+    rustix::net::sockopt::set_socket_send_buffer_size_force(fd, bytes.max(1 << 18))?;
+    rustix::net::sockopt::set_socket_recv_buffer_size_force(fd, 4 << 20)?;
+    Ok(())
 }
 
 #[cfg(test)]

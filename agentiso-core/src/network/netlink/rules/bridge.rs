@@ -2,13 +2,13 @@
 
 use std::ffi::CStr;
 
+use nftnl::{ChainType::Filter, Hook, nftnl_sys::libc};
+
 use super::{
     ADDRESS, ETHER, INTERFACE, MACHINES, PAIRS, Plan, TALKERS,
     parts::{Parts, destination, rule},
 };
-use crate::network::netlink::nft::{
-    ChainPlan, ChainType::Filter, Family, Hook, SetPlan, Step, TablePlan, steps::*,
-};
+use crate::network::netlink::nft::{ChainPlan, Family, SetPlan, Step, TablePlan, steps::*};
 
 const FROM_PORT: &CStr = c"from_port";
 const BETWEEN: &CStr = c"between_ports";

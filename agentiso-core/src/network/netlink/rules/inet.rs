@@ -2,6 +2,12 @@
 
 use std::{ffi::CStr, net::Ipv4Addr};
 
+use nftnl::{
+    ChainType::{Filter, Nat},
+    Hook,
+    nftnl_sys::libc,
+};
+
 use super::{
     ADDRESS, FORWARDED, FORWARDS, INTERNET, OPEN, PORTS, PROTOCOL, Plan, RESOLVER, SERVICE, interface,
     parts::{
@@ -11,12 +17,7 @@ use super::{
 };
 use crate::network::netlink::{
     ForwardsFrom,
-    nft::{
-        ChainPlan,
-        ChainType::{Filter, Nat},
-        Family, Hook, SetPlan, Step, TablePlan,
-        steps::*,
-    },
+    nft::{ChainPlan, Family, SetPlan, Step, TablePlan, steps::*},
 };
 
 const TO_HOST: &CStr = c"to_host";

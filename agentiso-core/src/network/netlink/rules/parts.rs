@@ -2,6 +2,8 @@
 
 use std::{ffi::CStr, net::Ipv4Addr};
 
+use nftnl::nftnl_sys::libc;
+
 use super::{FORWARDED, INTERNET};
 use crate::network::netlink::{
     nft::{Step, steps::*},
