@@ -37,7 +37,8 @@ pub fn git_words(bytes: &[u8]) {
     let (url, said) = text.split_once('\n').unwrap_or((&text, &text));
     for shown in [Secrets::of_url(url).redact(said), Secrets::default().redact(said)] {
         for rest in shown.split("://").skip(1) {
-            let end = rest.find(|c: char| c.is_whitespace() || "/?#'\"<>\\".contains(c)).unwrap_or(rest.len());
+            let end =
+                rest.find(|c: char| c.is_whitespace() || "/?#'\"<>\\".contains(c)).unwrap_or(rest.len());
             let userinfo = rest[..end].rsplit_once('@').map(|(userinfo, _)| userinfo);
             assert!(userinfo.is_none_or(|it| it == "***"), "{userinfo:?} is shown in {shown:?}");
         }
