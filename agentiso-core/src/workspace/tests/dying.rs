@@ -139,7 +139,7 @@ async fn dies_in_its_boot(
     let (started, ()) = tokio::join!(operation(host), async {
         eventually("a machine boots", async || {
             let store = Store::open(&scene.config().layout().database()).unwrap();
-            let all = store.all().unwrap();
+            let all: Vec<_> = store.all().unwrap().into_iter().map(Result::unwrap).collect();
             let booting =
                 all.iter().find_map(|row| row.runtime.as_ref().map(|runtime| runtime.machine.clone()));
             booting.is_some_and(|machine| {

@@ -8,8 +8,8 @@ use crate::store::crash::{Points, Room};
 use crate::testkit::{Fault, METHODS};
 use crate::{EngineError, ForkSpec, WorkspaceState};
 
-/// What is said of a full disk, by the records and by a storage.
-const SAYS_FULL: [&str; 2] = ["disk is full", "no storage space"];
+/// What is said of a full disk, by the records, by the system and by a storage.
+const SAYS_FULL: [&str; 3] = ["disk is full", "no storage space", "not enough free space"];
 
 /// Nothing is on the pretended host that no workspace has, and everything there is works and goes without a trace.
 async fn assert_in_order(scene: &Scene, parent: Parent, what: &str) {
