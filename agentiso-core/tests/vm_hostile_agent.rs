@@ -3,12 +3,12 @@
 //! not to. `cargo xtask test` builds it and prepares the other state folder; without that one the test says so.
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
 
+mod homes;
 #[path = "hostile_agent/operations.rs"]
 mod operations;
 
 use std::{
     fs, io,
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -118,12 +118,7 @@ struct HostileHome {
 impl HostileHome {
     /// Makes one beside the other, with whose files it shares what they have in common.
     fn beside(home: &Path) -> Self {
-        let private = fs::Permissions::from_mode(0o700);
-        let folder = tempfile::Builder::new()
-            .prefix("hostile-")
-            .permissions(private)
-            .tempdir_in(home.parent().unwrap());
-        let folder = folder.unwrap();
+        let folder = homes::folder_beside(home, "hostile-");
         for part in ["lib", "images", "disks/bases"] {
             link_all(&home.join(part), &folder.path().join(part)).unwrap();
         }
@@ -145,22 +140,7 @@ impl HostileHome {
 
 impl Drop for HostileHome {
     fn drop(&mut self) {
-        let config = self.config();
-        let emptied = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(async {
-                let host = Host::open(config).await.map_err(io::Error::other)?;
-                for summary in host.list().await.map_err(io::Error::other)? {
-                    let workspace = host.workspace(&summary.name).await.map_err(io::Error::other)?;
-                    workspace.destroy().await.map_err(io::Error::other)?;
-                }
-                host.close().await;
-                Ok::<_, io::Error>(())
-            })
-        });
-        if let Ok(Err(error)) = emptied.join() {
-            println!("could not empty {}: {error}", self.folder.path().display());
-        }
+        homes::destroy_all(self.folder.path());
     }
 }
 
@@ -260,10 +240,7 @@ async fn survive(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn agent_that_misbehaves_as_process_1_costs_the_host_no_more_than_its_machine() {
-    let home = std::env::var_os("AGENTISO_HOME").filter(|_| std::env::var_os("AGENTISO_TEST_SEED").is_some());
-    let Some(home) = home.map(PathBuf::from) else {
-        return println!("skipped: there is no state folder with an image; `cargo xtask test` makes one");
-    };
+    let Some(home) = homes::prepared() else { return };
     let begun = Instant::now();
     let hostile_home = HostileHome::beside(&home);
     let good_host = Host::open(Config::at(&home)).await.unwrap();
