@@ -48,6 +48,14 @@ async fn full_at(operation: Operation, nth: usize, room: Room, parent: Parent) -
     let done = operation(host.clone()).await;
     let refused = points.refused();
     points.disarm();
+    if parent == Parent::Runs {
+        // Whoever has the state folder open goes on with it: a name that is not listed is free.
+        let workspace = host.workspace("a").await.unwrap();
+        if workspace.snapshots().await.unwrap().iter().all(|snapshot| snapshot.name != "t") {
+            let again = workspace.snapshot("t").await;
+            assert!(again.is_ok(), "{what}: {done:?}, and then: {again:?}");
+        }
+    }
     host.close().await;
 
     if refused == 0 {
