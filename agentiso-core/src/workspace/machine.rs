@@ -90,7 +90,11 @@ impl Engine {
         let launched = begun.elapsed();
         self.save(record).await?;
         let saved = begun.elapsed();
-        let client = self.client(record)?;
+        // One that is gone already would be told as a workspace that is starting.
+        let Some(runtime) = self.living(record) else {
+            return Err(HypervisorError::Gone { id: record.id }.into());
+        };
+        let client = self.client_of(runtime);
         if begin == Begin::Boot {
             self.wait_for_agent(record, &client).await?;
         }
