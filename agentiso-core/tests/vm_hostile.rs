@@ -116,6 +116,7 @@ async fn panic_of_a_guests_kernel_ends_that_machine_alone() {
     loop {
         let summary = workspace.info().await.unwrap().summary;
         if summary.state == WorkspaceState::Stopped {
+            assert!(summary.crashed, "it is told as one that was stopped");
             break;
         }
         assert!(Instant::now() < deadline, "{:?}", summary.state);

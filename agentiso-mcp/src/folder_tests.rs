@@ -134,9 +134,21 @@ fn folder_that_is_moved_out_meanwhile_is_noticed() {
     incoming.take_file().unwrap().write_all(b"text").unwrap();
 
     fs::rename(lab.inside("sub"), lab.outside("sub")).unwrap();
+    // Another one has its name by now.
+    fs::create_dir(lab.inside("sub")).unwrap();
 
     assert!(incoming.finish(&lab.folder).is_err());
     assert_eq!(names(&lab.outside("sub")), Vec::<String>::new());
+    assert_eq!(names(&lab.inside("sub")), Vec::<String>::new());
+}
+
+/// Says when dropped that it is over.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[test]
@@ -145,6 +157,8 @@ fn racing_link_never_shows_what_is_outside() {
     fs::write(lab.inside("sub/secret"), "public").unwrap();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        // Also when what follows fails: the scope waits for its threads.
+        let _stop = Stop(&stop);
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 fs::rename(lab.inside("sub"), lab.inside("aside")).unwrap();
@@ -161,7 +175,6 @@ fn racing_link_never_shows_what_is_outside() {
             }
             let _ = lab.write("sub/new", "x");
         }
-        stop.store(true, Ordering::Relaxed);
     });
     assert_eq!(names(&lab.outside("")), ["secret"]);
 }

@@ -21,6 +21,9 @@ mod caller;
 mod document;
 mod failure;
 mod folder;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(feature = "http")]
 pub mod http;
 mod lines;

@@ -150,7 +150,7 @@ struct Hostile {
 #[async_trait]
 impl GuestChannel for Hostile {
     fn capabilities(&self) -> ChannelCapabilities {
-        ChannelCapabilities { name: "hostile".to_owned(), concurrent: 1 }
+        ChannelCapabilities { name: "hostile".to_owned(), concurrent: 1, open: Vec::new() }
     }
 
     async fn prepare(&self, _: ChannelSpec) -> Result<PreparedChannel, ChannelError> {
@@ -160,7 +160,7 @@ impl GuestChannel for Hostile {
     async fn connect(&self, _: &ChannelRecord, _: Lane, _: Duration) -> Result<GuestStream, ChannelError> {
         let (host, guest) = duplex(64 * 1024);
         tokio::spawn(serve(guest, self.flags, self.words.clone()));
-        Ok(Box::new(host))
+        Ok(GuestStream::private(host))
     }
 
     async fn release(&self, _: &ChannelRecord) -> Result<(), ChannelError> {

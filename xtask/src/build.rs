@@ -78,27 +78,29 @@ pub(crate) fn build() -> Done<Built> {
     ]);
     run::run(&mut programs)?;
 
-    let mut agent = run::cargo();
-    agent.args([
-        "build",
-        "--release",
-        "--target",
-        AGENT_TARGET,
-        "-p",
-        "agentiso-guest",
-        "--features",
-        "agent",
-    ]);
-    agent
-        .args(["--bin", "agentiso-guest"])
-        .env("RUSTFLAGS", AGENT_FLAGS)
-        .env_remove("CARGO_ENCODED_RUSTFLAGS");
-    run::run(&mut agent)?;
+    run::run(&mut agent("agent"))?;
 
     let folder = target.join("release");
     let agent = target.join(AGENT_TARGET).join("release/agentiso-guest");
     copy_if_changed(&agent, &folder.join("agentiso-guest"))?;
     Ok(Built { folder })
+}
+
+/// Builds the agent that misbehaves when it is told to. In a folder of its own: nothing that is installed ever comes from
+/// there.
+pub(crate) fn hostile_agent() -> Done<PathBuf> {
+    let folder = run::target_folder()?.join("hostile");
+    run::run(agent("hostile").arg("--target-dir").arg(&folder))?;
+    Ok(folder.join(AGENT_TARGET).join("release/agentiso-guest"))
+}
+
+/// What builds the agent with a feature of it.
+fn agent(feature: &str) -> Command {
+    let mut agent = run::cargo();
+    agent.args(["build", "--release", "--target", AGENT_TARGET, "-p", "agentiso-guest"]);
+    agent.args(["--features", feature, "--bin", "agentiso-guest"]);
+    agent.env("RUSTFLAGS", AGENT_FLAGS).env_remove("CARGO_ENCODED_RUSTFLAGS");
+    agent
 }
 
 fn copy_if_changed(from: &Path, to: &Path) -> Done {

@@ -110,7 +110,7 @@ pub(crate) fn fuzz(words: &[&str]) -> Done {
         }
     }
     println!(
-        "\n{:<10} {:>8} {:>8} {:>7} {:>7} {:>10} {:>8}",
+        "\n{:<13} {:>8} {:>8} {:>7} {:>7} {:>10} {:>8}",
         "target", "wall s", "CPU s", "cov", "ft", "runs", "corpus"
     );
     for result in &results {
@@ -176,7 +176,7 @@ impl std::fmt::Display for Ran {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { target, wall, cpu, statistics, inputs } = self;
         let Statistics { coverage, features, runs } = statistics;
-        write!(f, "{target:<10} {wall:>8} {cpu:>8} {coverage:>7} {features:>7} {runs:>10} {inputs:>8}")
+        write!(f, "{target:<13} {wall:>8} {cpu:>8} {coverage:>7} {features:>7} {runs:>10} {inputs:>8}")
     }
 }
 
@@ -358,7 +358,7 @@ fn edges(line: &str) -> Option<(&str, u64, u64)> {
     let (taken, all) = edges.split_once('/')?;
     let (path, _line) = rest.rsplit(' ').next()?.rsplit_once(':')?;
     // Ours are named from the repository on.
-    let at = ["agentiso-core/src/", "agentiso-guest/src/", "agentiso-cli/src/"]
+    let at = ["agentiso-core/src/", "agentiso-guest/src/", "agentiso-cli/src/", "agentiso-mcp/src/"]
         .iter()
         .find_map(|ours| path.find(ours))?;
     Some((path.get(at..)?, taken.parse().ok()?, all.parse().ok()?))

@@ -80,7 +80,14 @@ fn machines(stages: &mut Stages, work: &Path, run_folder: &RunFolder) -> Option<
     const NEEDED: [&str; 2] = ["vm", "readme"];
     let mut built: Option<Built> = None;
     let mut seed: Option<Seed> = None;
-    stages.run("build", || build::build().map(|done| built = Some(done)).into());
+    let mut hostile: Option<PathBuf> = None;
+    stages.run("build", || {
+        build::build()
+            .map(|done| built = Some(done))
+            .and_then(|()| build::hostile_agent())
+            .map(|done| hostile = Some(done))
+            .into()
+    });
     match &built {
         Some(built) => {
             stages.run("image", || Seed::prepare(built, work).map(|done| seed = Some(done)).into());
@@ -101,6 +108,7 @@ fn machines(stages: &mut Stages, work: &Path, run_folder: &RunFolder) -> Option<
                 run_folder.show_to(command);
                 seed.show_to(command);
                 command.env("AGENTISO_HOME", &home).env("AGENTISO_BIN", built.folder.join("agentiso"));
+                command.envs(hostile.iter().map(|agent| ("AGENTISO_TEST_HOSTILE_AGENT", agent)));
             }),
         }
     });

@@ -14,7 +14,7 @@ use std::{
 use serde::Deserialize;
 
 use super::{Backend, Config, Requirement, choices::Contradiction};
-use crate::hypervisor::qemu::DiskLimits;
+use crate::hypervisor::{printable, qemu::DiskLimits};
 
 /// Name of the file in the state folder.
 pub(super) const IN_STATE_DIR: &str = "agentiso.toml";
@@ -284,7 +284,8 @@ fn explain(error: &toml::de::Error, text: &str) -> String {
         let before = text.as_bytes().get(..span.start).unwrap_or_default();
         before.iter().filter(|byte| **byte == b'\n').count() + 1
     });
-    let message = error.message().replace('\n', " ");
+    // It quotes what is in the file, and may be shown on a terminal.
+    let message = printable(error.message().as_bytes()).replace(['\n', '\t'], " ");
     let meant = suggestion(&message).map(|name| format!(" (did you mean `{name}`?)")).unwrap_or_default();
     match line {
         Some(line) => format!("line {line}: {message}{meant}"),

@@ -75,6 +75,17 @@ fn empty_file_changes_nothing() {
     assert_eq!(format!("{config:?}"), format!("{:?}", Config::at("/state")));
 }
 
+/// Found by fuzzing: a key may be quoted and hold anything.
+#[test]
+fn error_steers_no_terminal_whatever_the_file_holds() {
+    for text in ["\"\\u001b[31m\\n\\t\" = 1", "use = [\"\\u001b[2J\"]", "templates = \"\\u0007\""] {
+        let problem = problem(text);
+
+        assert!(!problem.contains(char::is_control), "{problem:?}");
+        assert!(problem.contains("line 1"), "{problem}");
+    }
+}
+
 #[test]
 fn what_is_no_key_is_refused_with_its_line_and_what_was_meant() {
     let cases = [

@@ -16,7 +16,8 @@ impl Leases for Store {
     ) -> Result<u32, LeaseError> {
         let (first, last) = (i64::from(*range.start()), i64::from(*range.end()));
         let (kind, owner) = (kind.as_str(), owner.to_string());
-        let free_since = now().saturating_sub_unsigned(cool_down.as_secs());
+        let now = uptime();
+        let free_since = now.saturating_sub_unsigned(cool_down.as_secs());
         let found = self.write("take a number from", |transaction| {
             let failed = self.failed("take a number from");
             let number = |sql: &str, words: &[&dyn rusqlite::ToSql]| {
@@ -39,8 +40,9 @@ impl Leases for Store {
                     fresh if fresh <= last => Some(fresh),
                     _ => number(
                         "SELECT number FROM leases WHERE kind = ?1 AND number BETWEEN ?2 AND ?3
-                         AND owner IS NULL AND released_at <= ?4 ORDER BY released_at, number LIMIT 1",
-                        &[&kind, &first, &last, &free_since],
+                         AND owner IS NULL AND (released_at <= ?4 OR released_at > ?5)
+                         ORDER BY released_at, number LIMIT 1",
+                        &[&kind, &first, &last, &free_since, &now],
                     )?,
                 };
                 if let Some(free) = free {
@@ -97,15 +99,16 @@ impl Leases for Store {
 fn release(transaction: &rusqlite::Transaction<'_>, kind: &str, owner: &str) -> rusqlite::Result<()> {
     transaction.execute(
         "UPDATE leases SET owner = NULL, released_at = ?3 WHERE kind = ?1 AND owner = ?2",
-        (kind, owner, now()),
+        (kind, owner, uptime()),
     )?;
     Ok(())
 }
 
-/// Seconds since 1970.
-fn now() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+/// Seconds since the host was started. The time of day may be set while a number cools down: it would then be used too
+/// early, or not for days. What was released later than now was so before the host was started anew, and nothing of that
+/// time runs any more.
+fn uptime() -> i64 {
+    rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec
 }
 
 impl From<StoreError> for LeaseError {
@@ -155,6 +158,41 @@ mod tests {
         let none = store.take(CID, WorkspaceId::random(), 3..=4, hour);
         assert!(matches!(none, Err(LeaseError::Exhausted { count: 2, .. })), "{none:?}");
         assert_eq!(store.take(CID, WorkspaceId::random(), 3..=4, NO_WAIT).unwrap(), first);
+    }
+
+    fn released_at(folder: &tempfile::TempDir) -> i64 {
+        let connection = rusqlite::Connection::open(folder.path().join("agentiso.db")).unwrap();
+        connection.query_row("SELECT released_at FROM leases", [], |row| row.get(0)).unwrap()
+    }
+
+    #[test]
+    fn time_of_day_has_no_part_in_cooling_down() {
+        let (folder, store) = scratch();
+        let owner = WorkspaceId::random();
+        store.take(CID, owner, 3..=3, NO_WAIT).unwrap();
+        let begun = uptime();
+
+        store.give_back(CID, owner).unwrap();
+
+        let released = released_at(&folder);
+        assert!((begun..=uptime()).contains(&released), "{released} is no time since the host was started");
+        let since_1970 = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+        assert!(released.unsigned_abs() < since_1970 / 2, "{released} is the time of day");
+    }
+
+    #[test]
+    fn number_that_was_released_before_the_host_was_started_anew_is_free() {
+        let (folder, store) = scratch();
+        let owner = WorkspaceId::random();
+        store.take(CID, owner, 3..=3, NO_WAIT).unwrap();
+        store.give_back(CID, owner).unwrap();
+        let connection = rusqlite::Connection::open(folder.path().join("agentiso.db")).unwrap();
+        let day = 24 * 60 * 60;
+        connection.execute("UPDATE leases SET released_at = ?1", [uptime() + day]).unwrap();
+
+        let again = store.take(CID, WorkspaceId::random(), 3..=3, Duration::from_secs(60));
+
+        assert_eq!(again.unwrap(), 3);
     }
 
     #[test]

@@ -53,6 +53,13 @@ impl MachineMemory for FakeHypervisor {
         drop(pause);
         {
             let mut state = self.host().state();
+            if state.disks.full {
+                return Err(HypervisorError::Io {
+                    operation: "write",
+                    object: format!("memory image {}", spec.image),
+                    source: std::io::ErrorKind::StorageFull.into(),
+                });
+            }
             let Some(running) = state.running(machine) else {
                 return Err(HypervisorError::Gone { id: machine.id });
             };

@@ -97,7 +97,11 @@ impl Engine {
         let launched = begun.elapsed();
         self.save(record).await?;
         let saved = begun.elapsed();
-        let client = self.client(record)?.with_connect_limit(self.answer_limit());
+        // One that is gone already would be told as a workspace that is starting.
+        let Some(runtime) = self.living(record) else {
+            return Err(HypervisorError::Gone { id: record.id }.into());
+        };
+        let client = self.client_of(runtime).with_connect_limit(self.answer_limit());
         if begin == Begin::Boot {
             let ready = client.clone().with_connect_limit(self.config.boot_timeout);
             self.unless_it_ends(record, "reach the agent of", ready.ping()).await?;

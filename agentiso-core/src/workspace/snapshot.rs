@@ -8,10 +8,13 @@ use super::info::{RestoreReport, SnapshotInfo, Standstill, WorkspaceState};
 use super::machine::Begin;
 use super::spec::{MAX_SNAPSHOTS, RestoreSpec, SnapshotSpec};
 use crate::error::EngineError;
-use crate::hypervisor::Machine;
-use crate::storage::{Outcome, PendingSnapshot};
+use crate::hypervisor::{HypervisorError, Machine};
+use crate::storage::{LayerId, Outcome, PendingSnapshot};
 use crate::store::{SnapshotRecord, WorkspaceRecord};
 use crate::types::{SnapshotId, SnapshotName, WorkspaceId};
+
+/// How long a machine that does not answer any more may take until its process is gone.
+const DEATH_LIMIT: std::time::Duration = std::time::Duration::from_secs(2);
 
 impl Engine {
     pub(super) async fn snapshot(
@@ -82,6 +85,7 @@ impl Engine {
             })?;
             flushed = true;
         }
+        self.undo_unfinished_snapshots(record, machine.as_ref()).await?;
         let snapshot = SnapshotRecord {
             id: SnapshotId::random(),
             workspace: record.id,
@@ -145,6 +149,22 @@ impl Engine {
         Ok(())
     }
 
+    /// Undoes snapshots that failed and could not be undone then, as on a full disk. The caller holds the lock, so nobody is
+    /// taking one.
+    async fn undo_unfinished_snapshots(
+        &self,
+        record: &WorkspaceRecord,
+        machine: Option<&Machine>,
+    ) -> Result<(), EngineError> {
+        let id = record.id;
+        for left in self.records(move |store| store.snapshots(id)).await? {
+            if !left.ready {
+                self.undo_snapshot(record, left.id, machine).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Undoes a snapshot that was begun, wherever it stopped: the machine alone knows whether it has moved to the new
     /// layer. The caller holds the lock.
     pub(super) async fn undo_snapshot(
@@ -158,22 +178,31 @@ impl Engine {
         if let Some((_, _, layer)) =
             pending.into_iter().find(|(owner, id, _)| (*owner, *id) == (disk, snapshot))
         {
-            let outcome = match (machine, layer) {
-                (Some(machine), Some(layer))
-                    if self.backends.hypervisor.active_layer(machine).await? != layer =>
-                {
-                    Outcome::Abort
-                }
-                (Some(_), None) => Outcome::Abort,
-                // Moved there, or nobody is left who could tell: the new layer holds what was written since, if
-                // anything, so keeping both is right either way.
-                _ => Outcome::Commit,
+            let moved = match (machine, layer) {
+                (Some(machine), Some(layer)) => self.has_moved(machine, &layer).await?,
+                (Some(_), None) => false,
+                // Nobody is left who could tell: the new layer holds what was written since, if anything, so keeping
+                // both is right either way.
+                (None, _) => true,
             };
+            let outcome = if moved { Outcome::Commit } else { Outcome::Abort };
             storage.finish_snapshot(disk, snapshot, outcome).await?;
         }
         self.backends.hypervisor.delete_image(snapshot).await?;
         storage.delete_snapshot(disk, snapshot).await?;
         self.records(move |store| store.remove_snapshot(snapshot)).await
+    }
+
+    /// Whether a machine writes to this layer, or may have until it died.
+    async fn has_moved(&self, machine: &Machine, layer: &LayerId) -> Result<bool, EngineError> {
+        let hypervisor = &self.backends.hypervisor;
+        match hypervisor.active_layer(machine).await {
+            Ok(active) => Ok(active == *layer),
+            Err(HypervisorError::Gone { .. }) => Ok(true),
+            // It may be dying: that is why the snapshot failed.
+            Err(_) if hypervisor.wait_exit(machine, DEATH_LIMIT).await? => Ok(true),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The snapshots that users see, oldest first.

@@ -7,6 +7,7 @@
 #[allow(dead_code, reason = "other tests need more of it")]
 #[path = "../guest_client/agent.rs"]
 mod agent;
+mod operations;
 
 use std::{
     path::{Path, PathBuf},
@@ -15,15 +16,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agentiso_core::channel::client::{
-    CollectOptions, Configure, ExecSpec, FileRange, GuestClient, GuestError, RawPath, WriteOptions,
-};
+use agentiso_core::channel::client::{CollectOptions, ExecSpec};
 use tokio::task::JoinSet;
 
 use self::agent::{Agent, wait_for};
-
-/// Longest time for one operation: a reply may take 30 s, and this host is busy.
-const OPERATION_LIMIT: Duration = Duration::from_secs(60);
+use self::operations::{Tried, operations};
 
 /// Longest time for an operation on the machine that behaves.
 const NEIGHBOUR_LIMIT: Duration = Duration::from_secs(20);
@@ -74,78 +71,6 @@ async fn tell(agent: &Agent, mode: &str) {
     assert!(told.success(), "there is no mode {mode}");
 }
 
-type Tried = (&'static str, Result<(), GuestError>);
-
-/// One try of each kind of operation.
-fn operations(client: &GuestClient, tries: &mut JoinSet<Tried>) {
-    let mut add = |name: &'static str, operation: futures::Operation| {
-        tries.spawn(async move {
-            let ended = tokio::time::timeout(OPERATION_LIMIT, operation).await;
-            (name, ended.unwrap_or_else(|_| panic!("{name} did not end within {OPERATION_LIMIT:?}")))
-        });
-    };
-    let of = || client.clone();
-    let (a, b, c, d) = (of(), of(), of(), of());
-    add("ping", Box::pin(async move { a.ping().await }));
-    add("info", Box::pin(async move { b.info().await.map(drop) }));
-    add(
-        "exec",
-        Box::pin(async move {
-            let spec = ExecSpec::shell("echo true; exit 7").timeout(Duration::from_secs(1));
-            let options = CollectOptions { max_output_bytes: 1000, ..CollectOptions::default() };
-            let output = c.exec_collect(spec, options).await?;
-            assert!(output.stdout.len() <= 1100, "{} bytes of output", output.stdout.len());
-            Ok(())
-        }),
-    );
-    add("read", Box::pin(async move { d.read_file("/etc/passwd", 0, 1000).await.map(drop) }));
-    let (a, b, c, d) = (of(), of(), of(), of());
-    add("list", Box::pin(async move { a.list_files("/").await.map(drop) }));
-    add("stat", Box::pin(async move { b.stat_file("/").await.map(drop) }));
-    add(
-        "walk",
-        Box::pin(async move {
-            let mut tree = c.walk(RawPath::new(&b"/etc"[..])).await?;
-            while tree.next().await?.is_some() {}
-            Ok(())
-        }),
-    );
-    add(
-        "archive",
-        Box::pin(async move {
-            let mut stream =
-                d.open_file("/etc/passwd", FileRange { offset: 0, limit: Some(1 << 20) }).await?;
-            while stream.chunk().await?.is_some() {}
-            Ok(())
-        }),
-    );
-    let (a, b, c, d) = (of(), of(), of(), of());
-    add("jobs", Box::pin(async move { a.job_list().await.map(drop) }));
-    add(
-        "write",
-        Box::pin(async move {
-            let mut content = &[1; 100_000][..];
-            b.write_file("/dev/null/x", WriteOptions::default(), &mut content).await.map(drop)
-        }),
-    );
-    add(
-        "configure",
-        Box::pin(async move {
-            let configure = Configure { set_clock: true, ..Configure::default() };
-            c.configure(configure).await.map(drop)
-        }),
-    );
-    add("environment", Box::pin(async move { d.env_set([("A".to_owned(), None)].into()).await }));
-}
-
-mod futures {
-    use std::{future::Future, pin::Pin};
-
-    use agentiso_core::channel::client::GuestError;
-
-    pub(super) type Operation = Pin<Box<dyn Future<Output = Result<(), GuestError>> + Send>>;
-}
-
 /// Tries everything on a machine whose agent misbehaves in this way; returns what came of it.
 async fn survive(mode: &str) -> Vec<Tried> {
     let neighbour = Agent::start();
@@ -160,9 +85,10 @@ async fn survive(mode: &str) -> Vec<Tried> {
     for _ in 0..ROUNDS {
         operations(&client, &mut tries);
     }
+    let all = tries.len();
     let mut results = Vec::new();
     let mut served = 0;
-    while results.len() < ROUNDS * 12 {
+    while results.len() < all {
         tokio::select! {
             tried = tries.join_next() => results.push(tried.unwrap().unwrap()),
             output = neighbour.client.exec_collect(ExecSpec::shell("echo fine"), CollectOptions::default()) => {

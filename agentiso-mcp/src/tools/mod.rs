@@ -30,6 +30,8 @@ use serde_json::Value;
 use crate::{caller::Caller, failure::Failure, progress::Progress, service::Service};
 
 pub(crate) use diagnostics::read as read_log;
+#[cfg(feature = "fuzzing")]
+pub(crate) use git::fuzzing;
 pub(crate) use text::cut;
 
 /// The groups that docs/tools.md shows tools in.

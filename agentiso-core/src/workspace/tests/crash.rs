@@ -2,60 +2,84 @@
 //! state folder next finds it in order: nothing is left of what was half made, the parent of a fork runs, and everything
 //! works.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, pin::Pin};
 
 use super::recovery::Victim;
 use super::{Scene, create, eventually, try_create};
 use crate::store::crash::{Moment, Points};
 use crate::types::{GuestPort, SnapshotName};
-use crate::{ForkSpec, Host, PolicyChange, PromoteSpec, SnapshotSpec, WorkspaceState};
+use crate::{
+    EngineError, ForkReport, ForkSpec, Host, PolicyChange, PromoteSpec, SnapshotSpec, WorkspaceState,
+};
 
 /// A change of the records as fault points are named after.
 const CHANGES: [&str; 3] = ["add to", "update", "remove from"];
 
 /// An operation on a workspace `a` that runs, holds a note and has a snapshot `s` and a stopped fork `f`.
-type Operation = fn(Host) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+pub(super) type Operation = fn(Host) -> Pin<Box<dyn Future<Output = Result<(), EngineError>> + Send>>;
 
 macro_rules! operations {
     ($($name:ident: |$host:ident, $workspace:ident| $work:expr;)*) => {$(
-        fn $name($host: Host) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
+        pub(in super::super) fn $name(
+            $host: Host,
+        ) -> Pin<Box<dyn Future<Output = Result<(), EngineError>> + Send>> {
             Box::pin(async move {
-                let Ok($workspace) = $host.workspace("a").await else { return };
-                let _ = $work;
+                let $workspace = $host.workspace("a").await?;
+                $work
             })
         }
     )*};
 }
 
-operations! {
-    creating: |host, _a| try_create(&host, "new").await;
-    stopping: |host, a| a.stop().await;
-    restarting: |host, a| (a.stop().await, a.start().await);
-    destroying: |host, a| a.destroy().await;
-    snapshot: |host, a| a.snapshot("t").await;
-    disk_snapshot: |host, a| a
-        .snapshot_with(SnapshotSpec { memory: Some(false), ..SnapshotSpec::new(SnapshotName::new("t").unwrap()) })
-        .await;
-    deleting: |host, a| a.delete_snapshot("s").await;
-    restoring: |host, a| a.restore("s").await;
-    forking: |host, a| a.fork(ForkSpec { count: 2, ..ForkSpec::default() }).await;
-    forking_a_snapshot: |host, a| a
-        .fork(ForkSpec { snapshot: Some(SnapshotName::new("s").unwrap()), ..ForkSpec::default() })
-        .await;
-    promoting: |host, a| (
-        a.stop().await,
-        host.workspace("f").await.unwrap().promote(PromoteSpec::default()).await,
-    );
-    forwarding: |host, a| (
-        a.add_forward(GuestPort::new(80).unwrap(), None).await,
-        a.remove_forward(GuestPort::new(80).unwrap()).await,
-    );
-    changing_the_policy: |host, a| a
-        .set_policy(PolicyChange { allow_internet: Some(true), ..PolicyChange::default() })
-        .await;
+/// Everything that changes the records of one workspace or more.
+pub(super) mod operations {
+    use super::*;
+
+    operations! {
+        creating: |host, _a| try_create(&host, "new").await.map(drop);
+        stopping: |host, a| a.stop().await;
+        restarting: |host, a| both(a.stop().await, a.start().await);
+        destroying: |host, a| a.destroy().await;
+        snapshot: |host, a| a.snapshot("t").await.map(drop);
+        disk_snapshot: |host, a| a
+            .snapshot_with(SnapshotSpec { memory: Some(false), ..SnapshotSpec::new(SnapshotName::new("t").unwrap()) })
+            .await
+            .map(drop);
+        deleting: |host, a| a.delete_snapshot("s").await;
+        restoring: |host, a| a.restore("s").await.map(drop);
+        forking: |host, a| whole(a.fork(ForkSpec { count: 2, ..ForkSpec::default() }).await);
+        forking_a_snapshot: |host, a| whole(a
+            .fork(ForkSpec { snapshot: Some(SnapshotName::new("s").unwrap()), ..ForkSpec::default() })
+            .await);
+        promoting: |host, a| both(
+            a.stop().await,
+            host.workspace("f").await?.promote(PromoteSpec::default()).await.map(drop),
+        );
+        forwarding: |host, a| both(
+            a.add_forward(GuestPort::new(80).unwrap(), None).await.map(drop),
+            a.remove_forward(GuestPort::new(80).unwrap()).await,
+        );
+        changing_the_policy: |host, a| a
+            .set_policy(PolicyChange { allow_internet: Some(true), ..PolicyChange::default() })
+            .await
+            .map(drop);
+    }
+
+    /// Two steps, each tried whatever came of the other.
+    fn both(first: Result<(), EngineError>, second: Result<(), EngineError>) -> Result<(), EngineError> {
+        first.and(second)
+    }
+
+    /// A fork that made fewer workspaces than it should is none.
+    fn whole(forked: Result<ForkReport, EngineError>) -> Result<(), EngineError> {
+        match forked?.failures.into_iter().next() {
+            Some(failure) => Err(EngineError::Parameters { reason: failure.error, remedy: String::new() }),
+            None => Ok(()),
+        }
+    }
 }
 
-async fn scene() -> Scene {
+pub(super) async fn scene() -> Scene {
     let scene = Scene::new().await;
     let host = scene.open().await;
     let workspace = create(&host, "a").await;
@@ -72,7 +96,7 @@ async fn changes(operation: Operation) -> Vec<&'static str> {
     let scene = scene().await;
     let host = scene.open().await;
     let points = Points::of(&scene.config().layout().database());
-    operation(host).await;
+    operation(host).await.unwrap();
     points.changes()
 }
 
@@ -84,7 +108,7 @@ async fn killed_at(operation: Operation, nth: usize, moment: Moment, parent: Par
     let what = format!("change {nth}, {moment:?}");
 
     points.arm(nth, moment, move || faults.stop());
-    let victim = Victim::stuck_in(&scene, operation).await;
+    let victim = Victim::stuck_in(&scene, async move |host| drop(operation(host).await)).await;
     eventually(&format!("{what} is reached"), async || points.has_crashed()).await;
     victim.kill();
     scene.fakes.faults().disarm();
@@ -126,7 +150,7 @@ async fn killed_at(operation: Operation, nth: usize, moment: Moment, parent: Par
 
 /// What may have become of the workspace that the operation was on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Parent {
+pub(super) enum Parent {
     Runs,
     MayBeStopped,
     MayBeGone,
@@ -147,7 +171,7 @@ macro_rules! killed_at_every_change {
     ($($test:ident: $operation:ident, $parent:ident;)*) => {$(
         #[tokio::test]
         async fn $test() {
-            killed_at_every_change($operation, Parent::$parent).await;
+            killed_at_every_change(operations::$operation, Parent::$parent).await;
         }
     )*};
 }

@@ -2,8 +2,10 @@
 
 mod crash;
 mod diff;
+mod dying;
 mod faults;
 mod forks;
+mod full;
 mod lifecycle;
 mod memory;
 mod model;

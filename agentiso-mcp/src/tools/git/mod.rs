@@ -4,6 +4,8 @@
 mod clone;
 mod commit;
 mod diff;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod push;
 mod redact;
 mod status;
