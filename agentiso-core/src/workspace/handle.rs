@@ -14,6 +14,7 @@ use crate::error::EngineError;
 use crate::hypervisor::MachineLog;
 use crate::network::NetworkPolicy;
 use crate::session::Claimant;
+use crate::storage::{DiskUsage, StorageError};
 use crate::store::WorkspaceRecord;
 use crate::types::{GuestPort, HostPort, SessionId, SnapshotName, WorkspaceId, WorkspaceName};
 
@@ -317,7 +318,11 @@ impl Engine {
 
     async fn info(&self, id: WorkspaceId) -> Result<WorkspaceInfo, EngineError> {
         let record = self.record(id).await?;
-        let usage = self.backends.storage.usage(record.disk()).await?;
+        let usage = match self.backends.storage.usage(record.disk()).await {
+            // Its disk is not made yet, or removed already.
+            Err(StorageError::NotFound { .. }) if record.state.is_passing() => DiskUsage::default(),
+            usage => usage?,
+        };
         let memory = self.memory_usage(&record).await;
         Ok(WorkspaceInfo {
             summary: self.summary(&record),

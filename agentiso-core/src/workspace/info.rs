@@ -27,6 +27,13 @@ pub enum WorkspaceState {
     Destroying,
 }
 
+impl WorkspaceState {
+    /// Whether it is being made or removed: not all of what belongs to it is there.
+    pub(super) fn is_passing(self) -> bool {
+        matches!(self, Self::Creating | Self::Destroying)
+    }
+}
+
 impl std::fmt::Display for WorkspaceState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {

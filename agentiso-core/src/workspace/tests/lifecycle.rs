@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use super::{Scene, create, eventually, try_create};
+use crate::testkit::Fault;
 use crate::types::{DiskGib, Resources, WorkspaceName};
 use crate::{EngineError, WorkspaceSpec, WorkspaceState};
 
@@ -21,6 +22,24 @@ async fn create_gives_a_running_configured_machine() {
     assert_eq!(configured.entropy.map(|digits| digits.len()), Some(128));
     let output = workspace.exec("echo hello").await.unwrap();
     assert_eq!((output.exit_code(), output.stdout_text().as_ref()), (0, "hello\n"));
+}
+
+#[tokio::test]
+async fn workspace_whose_disk_is_being_made_is_told_of() {
+    let scene = Scene::new().await;
+    let host = scene.open().await;
+    scene.fakes.faults().arm("storage.create_disk", 1, Fault::Delay(Duration::from_secs(2)));
+    let making = {
+        let host = host.clone();
+        tokio::spawn(async move { create(&host, "a").await })
+    };
+    eventually("the record is there", async || !host.list().await.unwrap().is_empty()).await;
+
+    let info = host.workspace("a").await.unwrap().info().await.unwrap();
+
+    assert_eq!((info.summary.state, info.disk_used_bytes), (WorkspaceState::Creating, 0));
+    let made = making.await.unwrap();
+    assert_eq!(made.info().await.unwrap().summary.state, WorkspaceState::Running);
 }
 
 #[tokio::test]
