@@ -15,6 +15,7 @@ use std::{
 
 use agentiso_core::{
     Host, Workspace, WorkspaceSpec,
+    hypervisor::MachineLog,
     storage::Storage,
     types::{BaseId, DiskGib, MemoryMib, Resources},
 };
@@ -86,7 +87,14 @@ pub(crate) fn small() -> WorkspaceSpec {
 
 /// Runs something in a guest that must succeed.
 pub(crate) async fn sh(workspace: &Workspace, line: &str) -> String {
-    let output = workspace.exec(line).await.unwrap();
+    let output = match workspace.exec(line).await {
+        Ok(output) => output,
+        Err(error) => {
+            let console = workspace.logs(MachineLog::Console, 4096).await.unwrap_or_default();
+            let state = workspace.info().await.map(|info| (info.summary.state, info.summary.crashed));
+            panic!("{line}: {error:?}; {state:?}, console: {}", String::from_utf8_lossy(&console));
+        }
+    };
     assert!(output.success(), "{line}: {}", output.stderr_text());
     output.stdout_text().trim().to_owned()
 }
