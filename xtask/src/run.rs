@@ -199,8 +199,8 @@ pub(crate) fn run_logged(command: &mut Command, log: &Path, mut see: impl FnMut(
     Err(Failure::new(format!("{name} ended with {status}")))
 }
 
-/// Runs a program whose standard output goes to a file, and what it says to a log. If it fails, the end of the log is
-/// shown.
+/// Runs a program whose standard output goes to a file, and what it says to a log. If it fails, the same is shown
+/// as by [`run_logged`].
 pub(crate) fn run_logged_to(command: &mut Command, log: &Path, output: File) -> Done {
     println!("+ {}", shown(command));
     let name = shown(command);
@@ -213,14 +213,11 @@ pub(crate) fn run_logged_to(command: &mut Command, log: &Path, output: File) -> 
         return Ok(());
     }
     let text = std::fs::read(log).map_err(at("read", log))?;
-    let text = String::from_utf8_lossy(&text);
-    let lines: Vec<&str> = text.lines().collect();
-    let last = lines.get(lines.len().saturating_sub(SHOWN_LOG_LINES)..).unwrap_or_default();
-    println!("--- the last {} lines of {}", last.len(), log.display());
-    for line in last {
-        println!("{}", without_colors(line));
+    let mut digest = Digest::default();
+    for line in String::from_utf8_lossy(&text).lines() {
+        digest.see(without_colors(line));
     }
-    println!("---");
+    digest.show(log);
     Err(Failure::new(format!("{name} ended with {status}")))
 }
 
