@@ -76,7 +76,7 @@ impl Engine {
 
     /// Lets the processes of a machine run that was captured. They run already: no effect but on the clock.
     pub(super) async fn wake(&self, record: &WorkspaceRecord, runtime: &Runtime) -> Result<(), EngineError> {
-        let client = self.client_of(runtime).with_connect_limit(self.answer_limit());
+        let client = self.patient_client_of(runtime);
         let clock = client.configure(Configure { set_clock: true, ..Configure::default() }).await;
         let mut thawed = client.thaw().await;
         if thawed.is_err() {

@@ -45,7 +45,7 @@ const ERROR_LOG_BYTES: u64 = 4096;
 /// Bytes of host entropy that a machine gets: 256 bits twice over.
 const ENTROPY_BYTES: usize = 64;
 
-/// See [`Engine::answer_limit`].
+/// See [`Engine::patient_client_of`].
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
 /// How long a machine that has confirmed its shutdown may take until its process is gone.
@@ -101,14 +101,14 @@ impl Engine {
         let Some(runtime) = self.living(record) else {
             return Err(HypervisorError::Gone { id: record.id }.into());
         };
-        let client = self.client_of(runtime).with_connect_limit(self.answer_limit());
+        let client = self.patient_client_of(runtime);
         if begin == Begin::Boot {
             let ready = client.clone().with_connect_limit(self.config.boot_timeout);
-            self.unless_it_ends(record, "reach the agent of", ready.ping()).await?;
+            self.unless_it_ends(record, runtime, "reach the agent of", ready.ping()).await?;
         }
         // Before any process of the user's runs again in a machine that was one before.
         let configuration = self.configuration(record, guest_network, begin)?;
-        self.unless_it_ends(record, "configure", client.configure(configuration)).await?;
+        self.unless_it_ends(record, runtime, "configure", client.configure(configuration)).await?;
         tracing::debug!(machine = %record.id, ?launched, ?saved, configured = ?begun.elapsed(), "booted");
         if let Begin::Clone(memory) = begin {
             if self.records(move |store| store.is_snapshot_inherited(memory)).await? {
@@ -187,20 +187,20 @@ impl Engine {
         }
     }
 
-    /// How long the agent of a machine that is being started or was just paused may be silent. Longer than for machines
-    /// that run: the host may be busy with starting many.
-    pub(super) fn answer_limit(&self) -> Duration {
-        ANSWER_LIMIT.min(self.config.boot_timeout)
+    /// A client of the agent of a machine that is being started or was just paused, which may be silent for longer than
+    /// one of a machine that runs: the host may be busy with starting many.
+    pub(super) fn patient_client_of(&self, runtime: &Runtime) -> GuestClient {
+        self.client_of(runtime).with_connect_limit(ANSWER_LIMIT.min(self.config.boot_timeout))
     }
 
     /// Waits for an answer of the agent, or for the end of the machine.
     async fn unless_it_ends<T>(
         &self,
         record: &WorkspaceRecord,
+        runtime: &Runtime,
         doing: &'static str,
         answer: impl Future<Output = Result<T, GuestError>>,
     ) -> Result<T, EngineError> {
-        let Some(runtime) = &record.runtime else { return Err(super::engine::not_running(record, "used")) };
         let limit = self.config.boot_timeout;
         let gone = async {
             // A machine that is there when the time is over is the agent's silence, which has its own error.

@@ -254,7 +254,7 @@ impl Engine {
             set_clock: true,
             ..Configure::default()
         };
-        let client = self.client_of(&runtime).with_connect_limit(self.answer_limit());
+        let client = self.patient_client_of(&runtime);
         // The hypervisor confirms when the vCPUs leave it a turn; the agent is there before.
         let (resumed, configured) =
             tokio::join!(self.backends.hypervisor.resume(&runtime.machine), client.configure(configure));
