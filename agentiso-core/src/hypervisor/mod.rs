@@ -38,7 +38,8 @@ pub trait Hypervisor: MachineMemory {
     /// the record is another one: the machine has then exited.
     async fn status(&self, machine: &Machine) -> Result<MachineStatus, HypervisorError>;
 
-    /// Whether the machine's process lives. Asks the kernel only, never the machine: cheap, and never waits.
+    /// Whether the machine's process lives and has not begun to end: `false` once a connection to it was seen to close for
+    /// that. Asks the kernel only, never the machine: cheap, and never waits.
     fn is_alive(&self, machine: &Machine) -> bool;
 
     /// Stops the vCPUs. Already paused: no effect. Cancelled: paused or not.

@@ -38,6 +38,15 @@ impl ProcessRef {
         }
     }
 
+    /// Whether the process is alive and has not begun to end. One that was killed closes its sockets some time before it
+    /// counts as ended, for its memory has to be freed: whoever saw a connection to it close asks this.
+    ///
+    /// A process whose first thread has ended while others go on counts as ending too, which makes this no proof that it
+    /// does nothing any more: [`ProcessRef::is_alive`] and [`ProcessRef::wait_exit`] are.
+    pub(crate) fn is_running(&self) -> bool {
+        self.is_alive() && !matches!(stat_field(self.pid, FLAGS), Ok(Some(flags)) if flags & PF_EXITING != 0)
+    }
+
     /// Sends a signal. `false` if the process is gone already; never reaches another process.
     ///
     /// # Errors
@@ -102,8 +111,21 @@ pub(crate) fn boot_id() -> io::Result<&'static str> {
     Ok(BOOT_ID.get_or_init(|| read.trim().to_owned()))
 }
 
-/// Field 22 of /proc/PID/stat; `None` if there is no such process.
+/// When a process started, in clock ticks since the host did: a field of /proc/PID/stat as proc(5) counts them.
+const START_TICKS: usize = 22;
+
+/// The kernel's flags of a process's first thread, likewise.
+const FLAGS: usize = 9;
+
+/// Flag of a thread that is being shut down (include/linux/sched.h). Set before anything of the process is taken down.
+const PF_EXITING: u64 = 0x4;
+
 fn start_ticks(pid: u32) -> io::Result<Option<u64>> {
+    stat_field(pid, START_TICKS)
+}
+
+/// A number from /proc/PID/stat; `None` if there is no such process.
+fn stat_field(pid: u32, number: usize) -> io::Result<Option<u64>> {
     let stat = match std::fs::read(format!("/proc/{pid}/stat")) {
         Ok(stat) => stat,
         // ESRCH: it went away between open and read.
@@ -115,17 +137,17 @@ fn start_ticks(pid: u32) -> io::Result<Option<u64>> {
         }
         Err(error) => return Err(error),
     };
-    parse_start_ticks(&stat)
-        .map(Some)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/PID/stat has no start time"))
+    let missing =
+        || io::Error::new(io::ErrorKind::InvalidData, format!("/proc/PID/stat has no field {number}"));
+    parse_field(&stat, number).map(Some).ok_or_else(missing)
 }
 
-fn parse_start_ticks(stat: &[u8]) -> Option<u64> {
+fn parse_field(stat: &[u8], number: usize) -> Option<u64> {
     // The second field is the program's name in parentheses and may hold anything, blanks and parentheses included.
     let after_name = stat.iter().rposition(|&byte| byte == b')')? + 1;
     let rest = std::str::from_utf8(stat.get(after_name..)?).ok()?;
     // The first of these is field 3.
-    rest.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
+    rest.split_ascii_whitespace().nth(number.checked_sub(3)?)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -133,21 +155,58 @@ mod tests {
     use super::*;
 
     #[test]
-    fn start_ticks_are_found_behind_a_hostile_name() {
+    fn fields_are_found_behind_a_hostile_name() {
         let stat = b"7 (a) R 1 2 (x) S 1 7 7 0 -1 4194304 1 0 0 0 1 2 0 0 20 0 1 0 987654 4096 1 18446744073709551615";
 
-        assert_eq!(parse_start_ticks(stat), Some(987_654));
+        assert_eq!(parse_field(stat, START_TICKS), Some(987_654));
+        assert_eq!(parse_field(stat, FLAGS), Some(4_194_304));
     }
 
     #[test]
     fn truncated_stat_is_refused() {
-        assert_eq!(parse_start_ticks(b"7 (a) R 1 2"), None);
-        assert_eq!(parse_start_ticks(b""), None);
+        assert_eq!(parse_field(b"7 (a) R 1 2", START_TICKS), None);
+        assert_eq!(parse_field(b"", FLAGS), None);
+        assert_eq!(parse_field(b"7 (a) R 1 2", 2), None);
     }
 
     #[test]
     fn this_process_is_alive() {
-        assert!(ProcessRef::current().unwrap().is_alive());
+        let current = ProcessRef::current().unwrap();
+
+        assert!(current.is_alive() && current.is_running());
+    }
+
+    /// It holds files in memory by descriptors before and after that of its output: freeing them takes the kernel long
+    /// enough to be seen, in whatever order it closes them.
+    #[test]
+    fn process_whose_sockets_have_closed_runs_no_more() {
+        use rustix::fs::{MemfdFlags, memfd_create};
+        use std::{
+            fs::File,
+            io::{Read, Write},
+            process::{Command, Stdio},
+        };
+        let large_file = || {
+            let mut file = File::from(memfd_create("large", MemfdFlags::CLOEXEC).unwrap());
+            file.write_all(&vec![0; 64 << 20]).unwrap();
+            file
+        };
+        let mut child = Command::new("sleep")
+            .arg("1000")
+            .stdin(large_file())
+            .stdout(Stdio::piped())
+            .stderr(large_file())
+            .spawn()
+            .unwrap();
+        let process = ProcessRef::of(child.id()).unwrap().unwrap();
+        let was_running = process.is_running();
+
+        process.signal(Signal::KILL).unwrap();
+        let read = child.stdout.as_mut().unwrap().read(&mut [0]).unwrap();
+        let is_running = process.is_running();
+
+        child.wait().unwrap();
+        assert_eq!((was_running, read, is_running), (true, 0, false));
     }
 
     #[test]

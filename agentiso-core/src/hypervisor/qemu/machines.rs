@@ -132,7 +132,7 @@ impl Hypervisor for Qemu {
     }
 
     fn is_alive(&self, machine: &Machine) -> bool {
-        machine.process.is_alive()
+        machine.process.is_running()
     }
 
     async fn pause(&self, machine: &Machine) -> Result<(), HypervisorError> {

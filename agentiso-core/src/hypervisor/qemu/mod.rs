@@ -236,7 +236,7 @@ impl Qemu {
     }
 
     async fn monitor(&self, operation: &'static str, machine: &Machine) -> Result<Monitor, HypervisorError> {
-        if !machine.process.is_alive() {
+        if !machine.process.is_running() {
             return Err(HypervisorError::Gone { id: machine.id });
         }
         Monitor::open(&machine.run_dir).await.map_err(|error| failed(operation, machine, error))
@@ -273,7 +273,7 @@ async fn remove_group(group: PathBuf) -> Result<(), HypervisorError> {
 
 /// What went wrong in a conversation with a machine: it may be gone.
 fn failed(operation: &'static str, machine: &Machine, error: MonitorError) -> HypervisorError {
-    if machine.process.is_alive() {
+    if machine.process.is_running() {
         HypervisorError::Control { operation, id: machine.id, source: error.into() }
     } else {
         HypervisorError::Gone { id: machine.id }

@@ -14,7 +14,7 @@ pub(super) fn memory_usage(machine: &Machine) -> Result<MemoryUsage, HypervisorE
     let mut summary = String::new();
     let read = File::open(&path).and_then(|file| file.take(MAX_SUMMARY_BYTES).read_to_string(&mut summary));
     // Looked at afterwards: what was read is of the process that lives now.
-    if !machine.process.is_alive() {
+    if !machine.process.is_running() {
         return Err(HypervisorError::Gone { id: machine.id });
     }
     read.map_err(|error| io_error("read", &path, error))?;

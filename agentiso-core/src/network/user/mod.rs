@@ -155,7 +155,7 @@ impl UserNetwork {
         let details = Details::of(record)?;
         let gone = NetworkError::Gone { id: record.id };
         // A later process of the same machine listens at the same place.
-        if !details.process.is_alive() {
+        if !details.process.is_running() {
             return Err(gone);
         }
         let answer = match RunFolder::open(&details.run_dir) {
