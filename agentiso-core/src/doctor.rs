@@ -14,6 +14,10 @@ use crate::native::{self, BackendChoice, choice};
 /// With less free space than this in the state folder, images and disks will soon not fit.
 const LOW_SPACE_BYTES: u64 = 5 << 30;
 
+/// The kind of a file system in memory (linux/magic.h). A page of a hole in a file there is memory of its own as soon as it
+/// is read, and whoever reads one when there is no more room gets SIGBUS: a machine that touches new memory, too.
+const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
+
 /// What a check found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -89,7 +93,7 @@ pub async fn doctor(config: &Config) -> Doctor {
     doctor.need("kernel, initramfs, agent", assets(&config.state_dir));
     image_tools(&mut doctor);
     backends(config, &mut doctor).await;
-    free_space(&config.state_dir, &mut doctor);
+    file_system(&config.state_dir, &mut doctor);
     doctor
 }
 
@@ -208,15 +212,27 @@ fn image_tools(doctor: &mut Doctor) {
     }
 }
 
-fn free_space(state: &Path, doctor: &mut Doctor) {
+fn file_system(state: &Path, doctor: &mut Doctor) {
     // The folder that exists: the state folder or what it will be made in.
-    let Some(stat) = state.ancestors().find_map(|folder| rustix::fs::statvfs(folder).ok()) else { return };
-    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    let looked = state
+        .ancestors()
+        .find_map(|folder| Some((rustix::fs::statvfs(folder).ok()?, rustix::fs::statfs(folder).ok()?)));
+    let Some((space, kind)) = looked else { return };
+    let free = space.f_bavail.saturating_mul(space.f_frsize);
     let detail = format!("{} GiB", free >> 30);
     let status = if free < LOW_SPACE_BYTES { CheckStatus::Warning } else { CheckStatus::Ok };
     let remedy =
         (free < LOW_SPACE_BYTES).then(|| "`agentiso prune` removes images that no workspace uses".into());
     doctor.add("free space", status, detail, remedy);
+    if kind.f_type == TMPFS_MAGIC {
+        doctor.add(
+            "file system",
+            CheckStatus::Warning,
+            "the state folder is in memory (tmpfs): machines' memory takes up twice as much there, all of them end when it \
+             is full, and a restart of the host removes it",
+            Some("set AGENTISO_HOME to a folder on a disk".into()),
+        );
+    }
 }
 
 /// A program by its name; the administrator's folders count although an ordinary user's PATH leaves them out.
@@ -244,5 +260,20 @@ mod tests {
             assert!(check.remedy.is_some(), "{check:?}");
         }
         assert!(!folder.path().join("state").exists());
+    }
+
+    #[test]
+    fn state_folder_in_memory_is_told() {
+        let told = |folder: &str| {
+            let mut doctor = Doctor { usable: true, state_dir: folder.into(), checks: Vec::new() };
+            file_system(&doctor.state_dir.clone(), &mut doctor);
+            doctor
+                .checks
+                .iter()
+                .any(|check| check.name == "file system" && check.status == CheckStatus::Warning)
+        };
+
+        // Every Linux mounts one there; /proc is none.
+        assert!(told("/dev/shm/not-made-yet") && !told("/proc"));
     }
 }
