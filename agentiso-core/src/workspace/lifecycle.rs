@@ -79,7 +79,7 @@ impl Engine {
         } else {
             self.backends.hypervisor.resume(&runtime.machine).await?;
             // The guest's clock stood still meanwhile.
-            self.client_of(runtime)
+            self.patient_client_of(runtime)
                 .configure(Configure { set_clock: true, ..Configure::default() })
                 .await
                 .map_err(|source| EngineError::operation("set the clock of", record.name.as_str(), source))?;
