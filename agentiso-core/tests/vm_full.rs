@@ -7,13 +7,14 @@ mod homes;
 
 use std::{
     fs,
-    io::Write,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use agentiso_core::types::Resources;
 use agentiso_core::{Config, EngineError, ForkSpec, Host, SnapshotSpec, WorkspaceSpec, WorkspaceState};
+use rustix::fs::{FallocateFlags, fallocate};
 
 /// Machines are as small as they can be.
 const RESOURCES: &str = r#"{"vcpus":1,"memory_mb":256,"disk_gb":5}"#;
@@ -25,7 +26,8 @@ const FILE_SYSTEM_MIB: u32 = 2048;
 const SAYS_FULL: [&str; 4] =
     ["No space left", "no storage space", "not enough free space", "database or disk is full"];
 
-/// A small file system in memory, with a state folder. Dropped, it is gone.
+/// A small file system in a file, with a state folder. Dropped, it is gone. It is of a kind that disks have: one in memory
+/// that runs full ends whatever process reads a page of a file in it for the first time, machines included.
 struct SmallDisk {
     folder: tempfile::TempDir,
 }
@@ -33,35 +35,41 @@ struct SmallDisk {
 impl SmallDisk {
     fn beside(home: &Path) -> Option<Self> {
         let folder = homes::folder_beside(home, "full-");
+        let disk = Self { folder };
+        fs::create_dir(disk.path()).unwrap();
+        let image = disk.folder.path().join("image");
+        let mut make = Command::new("mke2fs");
+        // Root, too, gets nothing when it is full.
+        make.args(["-q", "-t", "ext4", "-m", "0"]).arg(&image).arg(format!("{FILE_SYSTEM_MIB}M"));
+        assert!(make.status().unwrap().success(), "could not make a file system");
         let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o"]).arg(format!("size={FILE_SYSTEM_MIB}m,mode=700")).arg("tmpfs");
-        if !mount.arg(folder.path()).status().is_ok_and(|status| status.success()) {
+        mount.args(["-o", "loop"]).arg(&image).arg(disk.path());
+        if !mount.status().is_ok_and(|status| status.success()) {
             return None;
         }
-        let disk = Self { folder };
-        fs::create_dir_all(disk.path().join("disks")).unwrap();
-        for part in ["lib", "images", "disks/bases"] {
-            let mut copy = Command::new("cp");
-            copy.args(["-a", "--sparse=always"]).arg(home.join(part)).arg(disk.path().join(part));
-            assert!(copy.status().unwrap().success(), "could not copy {part}");
-        }
+        fs::set_permissions(disk.path(), PermissionsExt::from_mode(0o700)).unwrap();
+        homes::bring(home, &disk.path(), &["-a", "--sparse=always"]);
         // It is for a later `init` alone, and large.
         fs::remove_file(disk.path().join("lib/modules.tar")).unwrap();
         Some(disk)
     }
 
-    fn path(&self) -> &Path {
-        self.folder.path()
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("disk")
     }
 
     /// Fills it up but for so many KiB.
     fn fill(&self, free_kib: u64) {
         let stat = rustix::fs::statvfs(self.path()).unwrap();
-        let free = stat.f_bavail * stat.f_frsize;
-        let mut file = fs::OpenOptions::new().append(true).create(true).open(self.filler()).unwrap();
-        let piece = vec![0; 4096];
-        for _ in 0..free.saturating_sub(free_kib * 1024) / 4096 {
-            file.write_all(&piece).unwrap();
+        let mut left = (stat.f_bavail * stat.f_frsize).saturating_sub(free_kib << 10);
+        let file = fs::File::create(self.filler()).unwrap();
+        let mut filled = 0;
+        // The last pieces are small: the file system keeps lists of its own of what is used.
+        for piece in [1 << 20, 4 << 10] {
+            while left >= piece && fallocate(&file, FallocateFlags::empty(), filled, piece).is_ok() {
+                filled += piece;
+                left -= piece;
+            }
         }
     }
 
@@ -77,7 +85,7 @@ impl SmallDisk {
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         let _ = fs::remove_file(self.filler());
-        homes::destroy_all(self.path());
+        homes::destroy_all(Config::at(self.path()));
         let _ = Command::new("umount").arg("--lazy").arg(self.path()).status();
     }
 }
@@ -122,7 +130,7 @@ async fn full_disk_is_told_and_leaves_everything_as_it_was() {
     workspace.exec("echo kept > /root/note; sync").await.unwrap();
     // A machine that has moved to a new layer stays there: the layers are merged when there are many.
     let all_but_layers = ["memory", "disks/disks", "disks/bases", "run", "locks"];
-    let before = files(disk.path(), &all_but_layers);
+    let before = files(&disk.path(), &all_but_layers);
 
     // Room for records and manifests, and for nothing larger; then for nothing at all.
     for free_kib in [1024, 0] {
@@ -136,7 +144,7 @@ async fn full_disk_is_told_and_leaves_everything_as_it_was() {
         assert!(workspace.snapshots().await.unwrap().is_empty());
         assert_eq!(host.list().await.unwrap().len(), 1);
         disk.make_room();
-        assert_eq!(files(disk.path(), &all_but_layers), before, "{free_kib} KiB were free");
+        assert_eq!(files(&disk.path(), &all_but_layers), before, "{free_kib} KiB were free");
     }
 
     let only_disk = SnapshotSpec { memory: Some(false), ..SnapshotSpec::new("d".parse().unwrap()) };
@@ -152,5 +160,5 @@ async fn full_disk_is_told_and_leaves_everything_as_it_was() {
         host.workspace(&summary.name).await.unwrap().destroy().await.unwrap();
     }
     host.close().await;
-    assert_eq!(files(disk.path(), &["disks/layers", "disks/disks", "memory/images"]), Vec::<PathBuf>::new());
+    assert_eq!(files(&disk.path(), &["disks/layers", "disks/disks", "memory/images"]), Vec::<PathBuf>::new());
 }

@@ -8,7 +8,7 @@ mod homes;
 mod operations;
 
 use std::{
-    fs, io,
+    fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -96,20 +96,6 @@ fn hostile_program() -> PathBuf {
     target.join(AGENT_TARGET).join("release/agentiso-guest")
 }
 
-fn link_all(from: &Path, to: &Path) -> io::Result<()> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            link_all(&entry.path(), &target)?;
-        } else {
-            fs::hard_link(entry.path(), target)?;
-        }
-    }
-    Ok(())
-}
-
 /// A state folder whose machines have the hostile agent. Dropped, nothing of it is left, whatever became of the test.
 struct HostileHome {
     folder: tempfile::TempDir,
@@ -119,9 +105,7 @@ impl HostileHome {
     /// Makes one beside the other, with whose files it shares what they have in common.
     fn beside(home: &Path) -> Self {
         let folder = homes::folder_beside(home, "hostile-");
-        for part in ["lib", "images", "disks/bases"] {
-            link_all(&home.join(part), &folder.path().join(part)).unwrap();
-        }
+        homes::bring(home, folder.path(), &["-al"]);
         let options = InstallOptions {
             agent: Some(hostile_program()),
             shim: Some(home.join("lib/agentiso-shim")),
@@ -140,7 +124,7 @@ impl HostileHome {
 
 impl Drop for HostileHome {
     fn drop(&mut self) {
-        homes::destroy_all(self.folder.path());
+        homes::destroy_all(Config::at(self.folder.path()));
     }
 }
 

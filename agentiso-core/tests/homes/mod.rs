@@ -4,6 +4,7 @@ use std::{
     fs, io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use agentiso_core::{Config, Host};
@@ -24,22 +25,39 @@ pub(crate) fn folder_beside(home: &Path, prefix: &str) -> tempfile::TempDir {
     builder.tempdir_in(home.parent().unwrap()).unwrap()
 }
 
-/// Destroys whatever there is in a state folder, with its processes.
-pub(crate) fn destroy_all(home: &Path) {
-    let config = Config::at(home);
+/// Brings programs and image from one state folder to another, by `cp` with these options.
+pub(crate) fn bring(from: &Path, to: &Path, options: &[&str]) {
+    fs::create_dir_all(to.join("disks")).unwrap();
+    for part in ["lib", "images", "disks/bases"] {
+        let mut copy = Command::new("cp");
+        copy.args(options).arg(from.join(part)).arg(to.join(part));
+        assert!(copy.status().unwrap().success(), "could not copy {part}");
+    }
+}
+
+/// Destroys whatever there is in a state folder, with its processes: as much of it as can be.
+pub(crate) fn destroy_all(config: Config) {
+    let home = config.state_dir.clone();
+    // A runtime of its own cannot be on a thread of another one.
     let emptied = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let host = Host::open(config).await.map_err(io::Error::other)?;
-            for summary in host.list().await.map_err(io::Error::other)? {
-                let workspace = host.workspace(&summary.name).await.map_err(io::Error::other)?;
-                workspace.destroy().await.map_err(io::Error::other)?;
+            let mut done = Ok(());
+            for left in host.list().await.map_err(io::Error::other)? {
+                let destroyed = match host.workspace(&left.workspace_id.to_string()).await {
+                    Ok(workspace) => workspace.destroy().await,
+                    Err(error) => Err(error),
+                };
+                done = done.and(destroyed.map_err(io::Error::other));
             }
             host.close().await;
-            Ok::<_, io::Error>(())
+            done
         })
     });
-    if let Ok(Err(error)) = emptied.join() {
-        println!("could not empty {}: {error}", home.display());
+    match emptied.join() {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => println!("could not empty {}: {error}", home.display()),
+        Err(_panicked) => println!("could not empty {}", home.display()),
     }
 }

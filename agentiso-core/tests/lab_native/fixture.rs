@@ -11,8 +11,11 @@ use agentiso_core::{
 };
 use tempfile::TempDir;
 
-use crate::lab::{self, BOOT_LIMIT};
 pub(crate) use crate::lab::{Undo, run, sh, small as spec};
+use crate::{
+    homes,
+    lab::{self, BOOT_LIMIT},
+};
 
 /// Names the pool.
 const POOL_VARIABLE: &str = "AGENTISO_TEST_POOL";
@@ -111,35 +114,11 @@ impl Native {
     }
 }
 
-/// Destroys what a test that failed has left: its bridge and addresses would be in the way of the next one.
-fn destroy_all(home: &Path) {
-    let config = config(home);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let host = Host::open(config).await.unwrap();
-        for left in host.list().await.unwrap() {
-            let id = left.workspace_id.to_string();
-            match host.workspace(&id).await {
-                Ok(workspace) => {
-                    if let Err(error) = workspace.destroy().await {
-                        eprintln!("workspace {id} is left: {error}");
-                    }
-                }
-                Err(error) => eprintln!("workspace {id} is left: {error}"),
-            }
-        }
-        host.close().await;
-    });
-}
-
 impl Drop for Native {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let home = self.home.path().to_owned();
-            // A runtime of its own cannot be on a thread of another one.
-            if std::thread::spawn(move || destroy_all(&home)).join().is_err() {
-                eprintln!("the machines of {} are left", self.dataset);
-            }
+            // Its bridge and addresses would be in the way of the next test.
+            homes::destroy_all(config(self.home.path()));
         }
         let name = &self.dataset;
         // Of a kind that is only printed: the test has an outcome already.

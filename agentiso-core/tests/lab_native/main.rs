@@ -4,6 +4,9 @@
 
 mod crash;
 mod fixture;
+#[allow(dead_code, reason = "other tests need more of it")]
+#[path = "../homes/mod.rs"]
+mod homes;
 #[path = "../support/lab.rs"]
 mod lab;
 mod life;
