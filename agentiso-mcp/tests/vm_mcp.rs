@@ -1,7 +1,7 @@
 //! The server with real machines, as the official clients and a crash see it.
 //!
-//! The clients are used where they are: a Python with the package `mcp` (AGENTISO_MCP_PYTHON, or python3), and a
-//! node_modules folder with @modelcontextprotocol/sdk (AGENTISO_MCP_NODE_MODULES).
+//! `cargo xtask test` installs the clients and says where they are: a Python with the package `mcp` (AGENTISO_MCP_PYTHON, or
+//! python3), and a node_modules folder with @modelcontextprotocol/sdk (AGENTISO_MCP_NODE_MODULES).
 #![cfg(feature = "http")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
 

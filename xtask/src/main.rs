@@ -6,6 +6,7 @@ mod bench;
 mod build;
 #[cfg(test)]
 mod checks;
+mod clients;
 mod demo;
 mod fuzz;
 mod homes;

@@ -8,6 +8,7 @@ use std::{
 };
 
 use crate::build::{self, Built};
+use crate::clients::Clients;
 use crate::fuzz;
 use crate::homes::Seed;
 use crate::lab;
@@ -100,6 +101,8 @@ fn machines(stages: &mut Stages, work: &Path, run_folder: &RunFolder) -> Option<
         }
         return None;
     };
+    let mut clients = Clients::default();
+    stages.run("clients", || clients.prepare(work));
     stages.run("vm", || {
         let home = run_folder.path.join("vm");
         match seed.clone_to(&home) {
@@ -107,6 +110,7 @@ fn machines(stages: &mut Stages, work: &Path, run_folder: &RunFolder) -> Option<
             Ok(()) => tests(work, "vm", Tests::WithMachines, |command| {
                 run_folder.show_to(command);
                 seed.show_to(command);
+                clients.show_to(command);
                 command.env("AGENTISO_HOME", &home).env("AGENTISO_BIN", built.folder.join("agentiso"));
                 command.envs(hostile.iter().map(|agent| ("AGENTISO_TEST_HOSTILE_AGENT", agent)));
             }),
