@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const VOLUME: &str = "volume";
 
 fn start(native: &Native, helper: &str) -> OtherProcess {
-    OtherProcess::start(helper, &[(HOME_VARIABLE, native.home.path())])
+    OtherProcess::start(helper, &[(HOME_VARIABLE, &native.home)])
 }
 
 async fn open_host() -> agentiso_core::Host {
@@ -56,11 +56,7 @@ async fn wait_until(native: &Native, what: &str, is: impl Fn(usize) -> bool) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_creation_leaves_nothing() {
-    let Some(native) = Native::new().await else { return };
-    let host = native.open().await;
-    host.warm("debian", spec().resources).await.unwrap();
-    host.close().await;
-    drop(host);
+    let Some(native) = Native::shared().await else { return };
     let before = native.left();
     assert_eq!(before.len(), 1, "the template's volume: {before:?}");
     // In the order in which they are made, and once when it runs.
@@ -89,9 +85,8 @@ async fn killed_creation_leaves_nothing() {
 
 /// Kills a process that destroys a workspace as soon as these are gone, once for each.
 async fn kill_destruction_without(steps: &[&str]) {
-    let Some(native) = Native::new().await else { return };
+    let Some(native) = Native::shared().await else { return };
     let host = native.open().await;
-    host.warm("debian", spec().resources).await.unwrap();
     let before = native.left();
     for &step in steps {
         let step = if step == VOLUME { native.dataset.as_str() } else { step };

@@ -1,6 +1,9 @@
 //! A state folder of its own whose configuration asks for everything native, with the seed's image on a pool.
 
-use std::{path::Path, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use agentiso_core::{
     Backend, Config, Host, Layout, ZfsSetup,
@@ -50,26 +53,53 @@ pub(crate) fn config(home: &Path) -> Config {
 
 pub(crate) struct Native {
     pub(crate) dataset: String,
-    pub(crate) home: TempDir,
+    pub(crate) home: PathBuf,
+    /// None of one that other tests use after this one.
+    own: Option<TempDir>,
 }
 
 impl Native {
-    /// A state folder with the seed's image.
+    /// A state folder with the seed's image, gone with the value.
     pub(crate) async fn new() -> Option<Self> {
         let pool = pool()?;
-        let seed = lab::seed().unwrap();
-        let home = lab::home_without_disks(&seed);
+        let folder = lab::home_without_disks(&lab::seed().unwrap());
         let dataset = format!("{pool}/native-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
-        let native = Self { dataset, home };
-        let set_up = prepare_zfs(&Config::at(native.home.path()), &native.dataset).await.unwrap();
-        let expected = ZfsSetup {
-            dataset: native.dataset.clone(),
-            file: native.home.path().join("agentiso.toml"),
-            written: true,
-        };
-        assert_eq!(set_up, expected);
-        lab::copy_image(&seed, &native.storage().await).await;
+        let native = Self { dataset, home: folder.path().to_owned(), own: Some(folder) };
+        native.fill().await;
         Some(native)
+    }
+
+    /// The one that tests share which leave in it what was there: the image, and the template that the first of them made,
+    /// which takes half a minute here.
+    pub(crate) async fn shared() -> Option<Self> {
+        let pool = pool()?;
+        let seed = lab::seed().unwrap();
+        let home = seed.parent().unwrap().join("native");
+        let native = Self { dataset: format!("{pool}/native"), home, own: None };
+        let complete = native.home.join("complete");
+        if !complete.exists() {
+            // One that was begun.
+            run(&format!(
+                "rm -rf {home}; ! zfs list {dataset} 2>/dev/null || zfs destroy -R {dataset}",
+                home = native.home.display(),
+                dataset = native.dataset
+            ));
+            std::fs::rename(lab::home_without_disks(&seed).keep(), &native.home).unwrap();
+            native.fill().await;
+            let host = native.open().await;
+            host.warm("debian", spec().resources).await.unwrap();
+            host.close().await;
+            std::fs::write(complete, "").unwrap();
+        }
+        Some(native)
+    }
+
+    /// Puts disks on the pool, and the seed's image there.
+    async fn fill(&self) {
+        let set_up = prepare_zfs(&Config::at(&self.home), &self.dataset).await.unwrap();
+        let file = self.home.join("agentiso.toml");
+        assert_eq!(set_up, ZfsSetup { dataset: self.dataset.clone(), file, written: true });
+        lab::copy_image(&lab::seed().unwrap(), &self.storage().await).await;
     }
 
     pub(crate) fn state_id(&self) -> String {
@@ -77,12 +107,12 @@ impl Native {
     }
 
     async fn storage(&self) -> ZfsStorage {
-        let lock = Layout::new(self.home.path()).disks().join("zfs.lock");
+        let lock = Layout::new(&self.home).disks().join("zfs.lock");
         ZfsStorage::open(ZfsConfig::new(&self.dataset, self.state_id(), lock)).await.unwrap()
     }
 
     pub(crate) async fn open(&self) -> Host {
-        Host::open(config(self.home.path())).await.unwrap()
+        Host::open(config(&self.home)).await.unwrap()
     }
 
     /// What machines have on this host: volumes but for the image's, TAP devices, bridges, tables, elements of rules, groups,
@@ -102,7 +132,7 @@ impl Native {
         left.extend(groups.lines().filter(|group| group.contains(&state)).map(str::to_owned));
         let processes = run("cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n' || true");
         left.extend(processes.lines().filter(|word| word.starts_with("agentiso-")).map(str::to_owned));
-        let held = leases(&Layout::new(self.home.path()).database()).unwrap();
+        let held = leases(&Layout::new(&self.home).database()).unwrap();
         for kind in [LeaseKind::VsockCid, LeaseKind::Address] {
             left.extend(held.held(kind).unwrap().iter().map(|lease| format!("{kind:?} {lease:?}")));
         }
@@ -118,7 +148,10 @@ impl Drop for Native {
     fn drop(&mut self) {
         if std::thread::panicking() {
             // Its bridge and addresses would be in the way of the next test.
-            homes::destroy_all(config(self.home.path()));
+            homes::destroy_all(config(&self.home));
+        }
+        if self.own.is_none() {
+            return;
         }
         let name = &self.dataset;
         // Of a kind that is only printed: the test has an outcome already.

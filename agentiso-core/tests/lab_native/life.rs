@@ -79,7 +79,7 @@ async fn workspace_lives_forks_and_goes_back_on_everything_native() {
 
 /// What is in a machine's run folder.
 fn run_file(native: &Native, workspace: &Workspace, name: &str) -> PathBuf {
-    native.home.path().join("run").join(workspace.id().to_string()).join(name)
+    native.home.join("run").join(workspace.id().to_string()).join(name)
 }
 
 fn key_of(native: &Native, workspace: &Workspace) -> MachineKey {
@@ -121,7 +121,7 @@ async fn intrude(cid: u32, nonce: Nonce, proof: Option<Proof>) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_does_not_know_a_machines_key_gets_nothing_and_clones_have_other_ones() {
-    let Some(native) = Native::new().await else { return };
+    let Some(native) = Native::shared().await else { return };
     let host = native.open().await;
     let parent = host.create(spec()).await.unwrap();
     let report = parent.fork(ForkSpec { count: 1, ..ForkSpec::default() }).await.unwrap();
@@ -158,7 +158,7 @@ async fn whoever_does_not_know_a_machines_key_gets_nothing_and_clones_have_other
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_hog_is_ended_by_its_limit_and_nobody_else_is() {
-    let Some(native) = Native::new().await else { return };
+    let Some(native) = Native::shared().await else { return };
     let host = native.open().await;
     let hog = host.create(spec()).await.unwrap();
     let other = host.create(spec()).await.unwrap();

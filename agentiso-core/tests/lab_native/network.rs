@@ -87,7 +87,7 @@ fn echoes(mut stream: &TcpStream) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn internet_is_toggled_without_losing_a_forward_or_an_open_connection() {
-    let Some(native) = Native::new().await else { return };
+    let Some(native) = Native::shared().await else { return };
     let _internet = Internet::connect();
     let host = native.open().await;
     let workspace = host.create(spec()).await.unwrap();
@@ -183,7 +183,7 @@ fn in_groups(names: &[&str]) -> PolicyChange {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn workspaces_reach_each_other_by_no_protocol_but_in_one_group_and_the_host_never() {
-    let Some(native) = Native::new().await else { return };
+    let Some(native) = Native::shared().await else { return };
     let host = native.open().await;
     let (one, other) = (host.create(spec()).await.unwrap(), host.create(spec()).await.unwrap());
     for workspace in [&one, &other] {

@@ -20,11 +20,11 @@ async fn refused(config: Config) -> String {
 #[tokio::test]
 async fn doctor_says_which_backend_of_each_kind_is_used() {
     let Some(native) = Native::new().await else { return };
-    let file = native.home.path().join("agentiso.toml");
+    let file = native.home.join("agentiso.toml");
     let disks = std::fs::read_to_string(&file).unwrap();
     std::fs::write(&file, format!("use = [\"netlink\"]\n{disks}")).unwrap();
 
-    let told = run(&format!("AGENTISO_HOME={} $AGENTISO_BIN doctor", native.home.path().display()));
+    let told = run(&format!("AGENTISO_HOME={} $AGENTISO_BIN doctor", native.home.display()));
 
     println!("{told}");
     for (kind, backend) in
@@ -155,7 +155,7 @@ async fn state_folder_does_not_leave_its_pool_with_disks_in_it() {
     let Some(native) = Native::new().await else { return };
     native.open().await.close().await;
 
-    let files = Config { zfs: Default::default(), ..config(native.home.path()) };
+    let files = Config { zfs: Default::default(), ..config(&native.home) };
     let report = refused(files).await;
 
     assert!(report.contains(&native.dataset) && report.contains("agentiso image rm"), "{report}");
