@@ -1,22 +1,18 @@
 //! One channel to the host: frames in, frames out, without ever blocking on the other side.
 
+mod input;
+mod output;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use agentiso_guest::frame::{Decoder, Frame, FrameError, Message, OrHello, encode, encode_plain};
-use agentiso_guest::hello::{Hello, Nonce, Welcome};
-use agentiso_guest::limits::STALLED_MESSAGE_MS;
-use agentiso_guest::message::{Input, Reply, Request};
+use agentiso_guest::frame::{Decoder, FrameError};
+use agentiso_guest::hello::{Hello, Nonce};
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::io::Errno;
 
+use self::input::LargeMessage;
 use super::sessions::Member;
-
-/// Bytes read at once from a socket.
-const SOCKET_READ_BYTES: usize = 32 * 1024;
-/// Bytes read at once from a virtio-serial port, which never gives more than a page.
-const PORT_READ_BYTES: usize = 4096;
 
 /// Largest buffer that an idle connection keeps, in bytes.
 const KEPT_BYTES: usize = 8 * 1024;
@@ -28,15 +24,6 @@ pub(crate) const OUTPUT_LIMIT: usize = 128 * 1024;
 /// went later than it gets its data, much later where the kernel's workers hardly get to run: the news that the host
 /// before has gone may arrive when the next one's request is being served.
 const LOSS_GRACE: Duration = Duration::from_secs(1);
-
-/// How long a message may stay incomplete when what came last is a complete hello.
-const INTERRUPTED_MESSAGE: Duration = Duration::from_millis(250);
-
-/// Buffered input above which a connection needs one of few permits, in bytes.
-const LARGE_MESSAGE: usize = 2 * 1024 * 1024;
-/// Connections that may hold a large message at once: what the agent holds is bounded, whatever clients send.
-const LARGE_MESSAGES: usize = 2;
-static LARGE_HELD: AtomicUsize = AtomicUsize::new(0);
 
 const NO_EVENT: epoll::Event =
     epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
@@ -97,7 +84,8 @@ pub(crate) struct Connection {
     /// Since when the message being received is incomplete.
     incomplete_since: Option<Instant>,
     last_input: Instant,
-    holds_large: bool,
+    /// Held while the message being received is very long.
+    large: Option<LargeMessage>,
     /// When what is queued may be written at last, if that is to wait for more.
     held_until: Option<Instant>,
     /// While a connection is being served. The last field: the channel is closed when it is dropped.
@@ -130,7 +118,7 @@ impl Connection {
             written: 0,
             incomplete_since: None,
             last_input: Instant::now(),
-            holds_large: false,
+            large: None,
             held_until: None,
             member: None,
         }
@@ -162,17 +150,6 @@ impl Connection {
         &mut self.member
     }
 
-    /// Lets what is queued wait for more: until more is asked to be written, or `limit` is over. Each write is an exit
-    /// from a virtual machine, and each read of the host's a system call.
-    pub(crate) fn hold(&mut self, limit: Duration) {
-        self.held_until = Some(Instant::now() + limit);
-    }
-
-    /// What is queued waits no longer.
-    pub(crate) fn let_go(&mut self) {
-        self.held_until = None;
-    }
-
     /// Gives memory back; for a connection with nothing to do. Small buffers stay for the next operation.
     pub(super) fn release_buffers(&mut self) {
         for buffer in [&mut self.scratch, &mut self.out] {
@@ -184,176 +161,11 @@ impl Connection {
         self.written = 0;
     }
 
-    /// Bytes that wait to be written.
-    pub(crate) fn pending(&self) -> usize {
-        self.out.len() - self.written
-    }
-
-    /// Queues a welcome.
-    pub(super) fn send_welcome(&mut self, welcome: &Welcome) {
-        // A welcome is far below the limit and made of strings and numbers: it can always be encoded.
-        let encoded = encode_plain(&mut self.out, welcome);
-        debug_assert!(encoded.is_ok());
-    }
-
-    /// Queues a reply; nothing is written before the next wait or flush.
-    pub(crate) fn send(&mut self, reply: &Reply) {
-        self.send_with(reply, &[]);
-    }
-
-    /// Queues a reply with its payload, which is as long as the reply says.
-    pub(crate) fn send_with(&mut self, reply: &Reply, payload: &[u8]) {
-        if let Err(error) = encode(&mut self.out, reply, payload, self.nonce) {
-            // Replies are built within the limits; should one not be, the host is told instead of left waiting.
-            let text = format!("the reply could not be sent: {error}");
-            let failed = Reply::Error { code: agentiso_guest::message::ErrorCode::Failed, message: text };
-            let encoded = encode(&mut self.out, &failed, &[], self.nonce);
-            debug_assert!(encoded.is_ok());
-        }
-    }
-
-    /// Queues a piece of data and waits while too much is queued.
-    ///
-    /// # Errors
-    /// The connection is lost.
-    pub(crate) fn send_data(&mut self, bytes: &[u8]) -> Result<(), Lost> {
-        let payload = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        self.send_with(&Reply::Data { payload }, bytes);
-        self.write_down_to(OUTPUT_LIMIT)
-    }
-
-    /// Writes everything that is queued.
-    ///
-    /// # Errors
-    /// The connection is lost.
-    pub(crate) fn flush(&mut self) -> Result<(), Lost> {
-        self.write_down_to(0)
-    }
-
-    /// Writes until no more than `limit` bytes are queued.
-    fn write_down_to(&mut self, limit: usize) -> Result<(), Lost> {
-        self.write_some()?;
-        while self.pending() > limit {
-            // Input is read meanwhile, so that a new connection on the same channel is noticed.
-            while self.next_message::<Input>()?.is_some() {}
-            self.poll_once(true, [], None)?;
-        }
-        Ok(())
-    }
-
-    /// Writes what is queued as far as that goes without waiting, until `deadline`; errors do not matter.
-    pub(crate) fn flush_until(&mut self, deadline: Instant) {
-        while self.write_some().is_ok() && self.pending() > 0 && Instant::now() < deadline {
-            let mut fds = [PollFd::new(&self.fd, PollFlags::OUT)];
-            let _ = poll(&mut fds, Some(&timeout_until(Some(deadline))));
-        }
-    }
-
-    /// Says any bytes, without reading anything meanwhile. False once the host has gone.
-    #[cfg(feature = "hostile")]
-    pub(super) fn say(&mut self, bytes: &[u8]) -> bool {
-        const LOOK_AGAIN: Duration = Duration::from_millis(100);
-        self.out.extend_from_slice(bytes);
-        while self.pending() > 0 {
-            if self.write_some().is_err() || self.host_has_gone() {
-                return false;
-            }
-            self.flush_until(Instant::now() + LOOK_AGAIN);
-        }
-        true
-    }
-
     /// Whether the other end is closed, as far as the guest knows.
     pub(super) fn host_has_gone(&self) -> bool {
         let mut fds = [PollFd::new(&self.fd, PollFlags::empty())];
         poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
             && fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
-    }
-
-    /// The next message, if all of it has arrived.
-    ///
-    /// # Errors
-    /// A new connection has begun, or the message is malformed.
-    pub(crate) fn next_message<M: Message>(&mut self) -> Result<Option<Frame<M>>, Lost> {
-        loop {
-            let frame = self.decoder.next_frame::<OrHello<M>>().map_err(Lost::Malformed)?;
-            match frame {
-                None => {
-                    self.note_incomplete();
-                    return Ok(None);
-                }
-                Some(Frame { message: OrHello::Message(message), payload }) => {
-                    self.incomplete_since = None;
-                    return Ok(Some(Frame { message, payload }));
-                }
-                // The same hello, sent again before the welcome arrived.
-                Some(Frame { message: OrHello::Hello(hello), .. }) if hello.hello == self.nonce => {
-                    self.incomplete_since = None;
-                }
-                Some(Frame { message: OrHello::Hello(hello), .. }) => return Err(Lost::Replaced(hello)),
-            }
-        }
-    }
-
-    /// Waits for the request.
-    ///
-    /// # Errors
-    /// The connection is lost.
-    pub(super) fn receive_request(&mut self) -> Result<Request, Lost> {
-        loop {
-            if let Some(frame) = self.next_message::<Request>()? {
-                return Ok(frame.message);
-            }
-            self.wait(true, [], None)?;
-        }
-    }
-
-    /// Waits for the next input.
-    ///
-    /// # Errors
-    /// The connection is lost.
-    pub(crate) fn receive_input(&mut self) -> Result<Frame<Input>, Lost> {
-        loop {
-            if let Some(frame) = self.next_message::<Input>()? {
-                return Ok(frame);
-            }
-            self.wait(true, [], None)?;
-        }
-    }
-
-    fn note_incomplete(&mut self) {
-        if !self.decoder.is_mid_message() {
-            self.incomplete_since = None;
-            if self.holds_large {
-                LARGE_HELD.fetch_sub(1, Ordering::AcqRel);
-                self.holds_large = false;
-            }
-        } else if self.incomplete_since.is_none() {
-            self.incomplete_since = Some(Instant::now());
-        }
-    }
-
-    /// When the message being received has been incomplete for too long.
-    pub(super) fn stall_deadline(&self) -> Option<Instant> {
-        let since = self.incomplete_since?;
-        if self.decoder.is_interrupted_by_hello() {
-            return Some(self.last_input + INTERRUPTED_MESSAGE);
-        }
-        Some(since + Duration::from_millis(STALLED_MESSAGE_MS))
-    }
-
-    /// As [`Connection::stall_deadline`], between two connections.
-    pub(super) fn idle_stall_deadline(&mut self) -> Option<Instant> {
-        self.note_incomplete();
-        self.stall_deadline()
-    }
-
-    /// Drops what was received of a connection that is gone; returns whether it ended in the middle of a message.
-    pub(super) fn forget_input(&mut self) -> bool {
-        let was_mid_message = self.decoder.is_mid_message();
-        self.decoder = Decoder::new(self.nonce);
-        self.note_incomplete();
-        was_mid_message
     }
 
     /// Writes what is possible, then waits until there is input, room for output, something of `others`, or the deadline
@@ -500,95 +312,10 @@ impl Connection {
         };
     }
 
-    /// Reads once without waiting. Returns whether something came.
-    ///
-    /// # Errors
-    /// The host is gone, or sends too much.
-    fn read_some(&mut self) -> Result<bool, Lost> {
-        match self.read_raw() {
-            Ok(Some(0)) => match &mut self.port {
-                None => Err(Lost::Gone),
-                Some(port) => {
-                    port.without_host_since.get_or_insert_with(Instant::now);
-                    Ok(false)
-                }
-            },
-            Ok(Some(count)) => {
-                self.note_host();
-                self.decoder.feed(&self.scratch[..count]);
-                if self.decoder.buffered() > LARGE_MESSAGE && !self.holds_large {
-                    if LARGE_HELD.fetch_add(1, Ordering::AcqRel) >= LARGE_MESSAGES {
-                        LARGE_HELD.fetch_sub(1, Ordering::AcqRel);
-                        return Err(Lost::TooLarge);
-                    }
-                    self.holds_large = true;
-                }
-                Ok(true)
-            }
-            Ok(None) => {
-                self.note_host();
-                Ok(false)
-            }
-            Err(_) => Err(Lost::Gone),
-        }
-    }
-
     fn note_host(&mut self) {
         if let Some(port) = &mut self.port {
             port.without_host_since = None;
             port.watch_room(&self.fd, false);
-        }
-    }
-
-    /// Reads once into the scratch buffer: how many bytes, 0 at the end, `None` if there is nothing now.
-    pub(super) fn read_raw(&mut self) -> Result<Option<usize>, Errno> {
-        let most = if self.is_port() { PORT_READ_BYTES } else { SOCKET_READ_BYTES };
-        self.scratch.resize(most, 0);
-        match rustix::io::read(&self.fd, &mut self.scratch[..]) {
-            Ok(count) => {
-                self.last_input = Instant::now();
-                Ok(Some(count))
-            }
-            Err(Errno::AGAIN | Errno::INTR) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// When something was read last.
-    pub(crate) fn last_input(&self) -> Instant {
-        self.last_input
-    }
-
-    /// What [`Connection::read_raw`] has read.
-    pub(super) fn scratch(&self, count: usize) -> &[u8] {
-        &self.scratch[..count]
-    }
-
-    /// Writes what can be written now.
-    fn write_some(&mut self) -> Result<(), Lost> {
-        while self.written < self.out.len() {
-            match rustix::io::write(&self.fd, &self.out[self.written..]) {
-                Ok(count) => self.written += count,
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => break,
-                Err(_) => return Err(Lost::Gone),
-            }
-        }
-        if self.written == self.out.len() {
-            self.out.clear();
-            self.written = 0;
-        } else if self.written > OUTPUT_LIMIT {
-            self.out.drain(..self.written);
-            self.written = 0;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        if self.holds_large {
-            LARGE_HELD.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }
