@@ -119,6 +119,21 @@ impl Server {
         headers
     }
 
+    /// A client that listens for events.
+    async fn listen(&self, token: &str) -> TcpStream {
+        let headers = self.open(token).await;
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        let request = format!(
+            "GET /mcp HTTP/1.1\r\nHost: {}\r\nAccept: text/event-stream\r\nConnection: close\r\n{headers}\r\n",
+            self.address
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut first = [0; 15];
+        timeout(SOON, stream.read_exact(&mut first)).await.expect("no answer").unwrap();
+        assert_eq!(&first, b"HTTP/1.1 200 OK");
+        stream
+    }
+
     async fn call(&self, headers: &str, tool: &str, arguments: Value) -> Value {
         let params = json!({ "name": tool, "arguments": arguments });
         let message = json!({ "jsonrpc": "2.0", "id": 5, "method": "tools/call", "params": params });
@@ -168,6 +183,28 @@ async fn only_known_tokens_are_served() {
     assert_eq!(server.post(&format!("Authorization: bearer {token}\r\n"), &hello()).await.status, 200);
     server.tokens.remove("one").unwrap();
     assert_eq!(server.post(&format!("Authorization: Bearer {token}\r\n"), &hello()).await.status, 401);
+}
+
+#[tokio::test]
+async fn stream_of_events_ends_when_its_token_is_removed() {
+    let server = Server::start().await;
+    let (token, other) = (server.tokens.add("one").unwrap(), server.tokens.add("two").unwrap());
+    let (removed, kept) = (server.listen(&token).await, server.listen(&other).await);
+
+    server.tokens.remove("one").unwrap();
+
+    // With an end: nothing was cut off.
+    assert!(rest(removed).await.expect("it goes on").ends_with("0\r\n\r\n"));
+    assert_eq!(rest(kept).await, None, "another one's has ended");
+}
+
+/// What comes of an answer until it ends; none if it does not within a few looks at the tokens.
+async fn rest(mut stream: TcpStream) -> Option<String> {
+    let mut text = String::new();
+    timeout(Duration::from_secs(7), stream.read_to_string(&mut text)).await.ok().map(|read| {
+        read.unwrap();
+        text
+    })
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 //! the allow-lists of Host and Origin. Only then its body is read. Each token has MCP sessions of its own: what another
 //! token's client was told to call its session is not found.
 
+mod admitted;
 mod listen;
 mod metrics;
 mod sessions;
@@ -27,7 +28,7 @@ use tokio::{
 
 pub use metrics::serve_metrics;
 
-use self::{listen::serve_connections, sessions::McpSessions};
+use self::{admitted::Admitted, listen::serve_connections, sessions::McpSessions};
 use crate::{Service, server::Server, tokens::Tokens};
 
 /// Longest request, in bytes.
@@ -123,11 +124,11 @@ impl HttpServer {
                 "the request is longer than 16 MiB: use the file_transfer tool for large files",
             );
         }
-        let session = match self.session(&request) {
-            Ok(session) => session,
+        let (session, token) = match self.session(&request) {
+            Ok(admitted) => admitted,
             Err(answer) => return *answer,
         };
-        match self.client(session).await {
+        match self.client(session.clone()).await {
             Ok(client) => {
                 let named = request.headers().get(MCP_SESSION_ID);
                 // What is no text names no session, and is refused for that.
@@ -135,14 +136,18 @@ impl HttpServer {
                 if named.is_some() || request.method() == Method::POST {
                     client.sessions.request(named).await;
                 }
-                client.mcp.handle(request).await
+                let answer = client.mcp.handle(request).await;
+                if answer.body().size_hint().exact().is_some() {
+                    return answer;
+                }
+                answer.map(|body| Admitted::new(body, self.tokens.clone(), session, token).boxed())
             }
             Err(answer) => *answer,
         }
     }
 
-    /// The session whose token the request carries.
-    fn session(&self, request: &Request<Incoming>) -> Result<SessionId, Box<Answer>> {
+    /// The session whose token the request carries, and that token.
+    fn session(&self, request: &Request<Incoming>) -> Result<(SessionId, String), Box<Answer>> {
         let unauthorized = |text| {
             let mut answer = refuse(StatusCode::UNAUTHORIZED, text);
             let challenge = header::HeaderValue::from_static("Bearer realm=\"agentiso\"");
@@ -157,8 +162,9 @@ impl HttpServer {
         let Some((_, token)) = token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")) else {
             return Err(unauthorized("send the header \"Authorization: Bearer TOKEN\""));
         };
-        match self.tokens.session(token.trim()) {
-            Ok(Some(session)) => Ok(session),
+        let token = token.trim();
+        match self.tokens.session(token) {
+            Ok(Some(session)) => Ok((session, token.to_owned())),
             Ok(None) => Err(unauthorized("this token is not known")),
             Err(error) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "could not look a token up");
