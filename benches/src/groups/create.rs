@@ -28,6 +28,9 @@ use crate::{
 /// Samples of what takes a tenth of a second.
 const SAMPLES: usize = 30;
 
+/// What a host is left alone for between two samples.
+const SETTLE: Duration = Duration::from_millis(150);
+
 /// Samples of a boot.
 const BOOTS: usize = 5;
 
@@ -59,14 +62,23 @@ pub(super) async fn measure(bench: &mut Bench) -> Done {
     let every = samples.div_ceil(bench.options.samples(BOOTS));
     for number in 0..samples {
         for rows in &mut all {
-            rows.create.add(first_output(&bench.host, rows.vcpus).await?);
-            let times = tokio::task::block_in_place(|| floor::sample(&rows.recipe, FIRST_COMMAND))?;
-            rows.add_floor(times);
+            // Each comes first as often as the other: what comes before both is not the same.
+            for is_ours in [number % 2 == 0, number % 2 != 0] {
+                settle().await;
+                if is_ours {
+                    rows.create.add(first_output(&bench.host, rows.vcpus).await?);
+                } else {
+                    let times = tokio::task::block_in_place(|| floor::sample(&rows.recipe, FIRST_COMMAND))?;
+                    rows.add_floor(times);
+                }
+            }
             // The machine that takes its place shall not be made beside anything else that is measured.
             rows.pool.filled().await?;
+            settle().await;
             rows.pooled.add(from_pool(&pooling, rows.vcpus).await?);
             rows.pool.filled().await?;
             if number % every == 0 {
+                settle().await;
                 rows.cold.add(first_output(&cold, rows.vcpus).await?);
             }
         }
@@ -77,6 +89,12 @@ pub(super) async fn measure(bench: &mut Bench) -> Done {
     cold.close().await;
     pooling.close().await;
     Ok(())
+}
+
+/// Waits until what the sample before has left to the kernel is done: memory of machines that have ended is freed, and
+/// their files' pages are written back.
+async fn settle() {
+    tokio::time::sleep(SETTLE).await;
 }
 
 /// What a workspace takes from nothing to its first output.
