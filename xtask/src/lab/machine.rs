@@ -97,7 +97,10 @@ impl Machine<'_> {
         command.args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "2"]);
         command.args(["-m", &MEMORY_MIB.to_string(), "-display", "none", "-no-reboot"]);
         command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(self.disks.initrd());
-        command.args(["-append", &format!("console=ttyS0 quiet panic=-1 reboot=t lab.do={what}")]);
+        command.args([
+            "-append",
+            &format!("console=ttyS0 quiet panic=-1 reboot=t mitigations=off lab.do={what}"),
+        ]);
         let disks = [("root", self.disks.root(), "qcow2"), ("run", self.disks.run(), "raw")];
         for (id, path, format) in disks {
             let path = plain(&path)?.replace(',', ",,");

@@ -6,6 +6,7 @@ use std::os::fd::RawFd;
 use agentiso_guest::key::KEY_FILE;
 use serde_json::{Value, json};
 
+use super::cpu;
 use crate::{
     hypervisor::AgentOption,
     network::MacAddress,
@@ -152,7 +153,7 @@ impl CommandLine {
             }
             Cpu::Tcg { .. } => {
                 words.option("-accel", &format!("tcg,thread=multi,tb-size={TRANSLATION_MIB}"));
-                words.option("-cpu", "max");
+                words.option("-cpu", cpu::EMULATED);
             }
         }
     }
@@ -162,6 +163,8 @@ impl CommandLine {
         let mut line = "console=ttyS0 reboot=t panic=-1 quiet".to_owned();
         if let Cpu::Tcg { tsc_khz } = self.cpu {
             line.push_str(&format!(" no_timer_check tsc_early_khz={tsc_khz}"));
+            // What the mitigations are against, an emulated CPU does not do; and code without them is shorter.
+            line.push_str(" mitigations=off");
             if self.vcpus.get() > 1 {
                 line.push_str(" tsc=reliable");
             }

@@ -37,14 +37,14 @@ fn emulated_machine_has_exactly_this_command_line() {
 -machine microvm,memory-backend=ram,suppress-vmdesc=on
 -global migration.send-configuration=off
 -accel tcg,thread=multi,tb-size=64
--cpu max
+-cpu max,-erms,-fsrm,-la57
 -smp 2
 -m 512M
 -object memory-backend-file,id=ram,size=512M,share=off,readonly=on,rom=off,mem-path=/proc/self/fd/3
 -bios qboot.rom
 -kernel /proc/self/fd/4
 -initrd /proc/self/fd/5
--append console=ttyS0 reboot=t panic=-1 quiet no_timer_check tsc_early_khz=2400007 tsc=reliable
+-append console=ttyS0 reboot=t panic=-1 quiet no_timer_check tsc_early_khz=2400007 mitigations=off tsc=reliable
 -chardev socket,id=console,fd=12
 -serial chardev:console
 -chardev socket,id=qmp,fd=13,server=on,wait=off
@@ -95,7 +95,9 @@ fn kvm_machine_gets_the_device_by_descriptor_and_no_counter_rate() {
     let line = CommandLine { cpu: Cpu::Kvm { device: 20 }, ..machine() }.words().join(" ");
 
     assert!(line.contains("-add-fd fd=20,set=1 -accel kvm,device=/dev/fdset/1 -cpu host"), "{line}");
-    assert!(!line.contains("tsc") && !line.contains("no_timer_check"), "{line}");
+    for word in ["tsc", "no_timer_check", "mitigations"] {
+        assert!(!line.contains(word), "{line}");
+    }
 }
 
 #[test]
