@@ -1,7 +1,7 @@
 //! Machines that wait for somebody to ask for a workspace like them.
 //!
-//! A machine in a pool began with the template of its shape, has been configured once and has answered, so that the
-//! emulator has translated the code that answers; then it was paused. Taking it means letting it run, under a name, an
+//! A machine in a pool began with the template of its shape, has been configured once and has run one command, so that the
+//! emulator has translated the code that answers, and that starts programs; then it was paused. Taking it means letting it run, under a name, an
 //! owner and a policy of its own. It belongs to the process that holds the pool, which keeps its lock: should that
 //! process die, the next opener of the state folder destroys it.
 
@@ -17,7 +17,7 @@ use super::create::{Naming, Plan, Reserved};
 use super::engine::{Engine, caller, now};
 use super::info::WorkspaceState;
 use super::spec::WorkspaceSpec;
-use crate::channel::client::Configure;
+use crate::channel::client::{CollectOptions, Configure, ExecSpec, GuestError};
 use crate::error::EngineError;
 use crate::image::Image;
 use crate::network::NetworkPolicy;
@@ -33,6 +33,9 @@ const RETRY_AFTER: Duration = Duration::from_secs(10);
 
 /// How long after one was taken the next machine is begun: whoever took it has the CPUs for itself until then.
 const REFILL_AFTER: Duration = Duration::from_millis(500);
+
+/// What a machine that waits has run, for the shell: a program, found by its name.
+const WARM_UP: &str = "exec true";
 
 /// What a pool holds.
 #[derive(Clone, Debug)]
@@ -298,10 +301,14 @@ impl Engine {
             let Some(runtime) = record.runtime.clone() else {
                 return Err(super::engine::not_running(record, "kept ready"));
             };
-            let answered = self.client_of(&runtime).ping().await;
-            answered.map_err(|source| {
-                EngineError::operation("reach the agent of", record.name.as_str(), source)
-            })?;
+            let client = self.client_of(&runtime);
+            match client.exec_collect(ExecSpec::shell(WARM_UP), CollectOptions::default()).await {
+                // An image may have no shell: it has answered.
+                Ok(_) | Err(GuestError::Refused { .. }) => {}
+                Err(source) => {
+                    return Err(EngineError::operation("run a command in", record.name.as_str(), source));
+                }
+            }
             self.backends.hypervisor.pause(&runtime.machine).await?;
             record.state = WorkspaceState::Paused;
             self.save(record).await
