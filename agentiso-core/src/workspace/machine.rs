@@ -11,6 +11,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::engine::Engine;
 use super::info::WorkspaceState;
+use super::warm_up::warm_up;
 use crate::channel::client::{Configure, GuestClient, GuestError};
 use crate::channel::{ChannelSpec, PreparedChannel};
 use crate::error::EngineError;
@@ -108,7 +109,18 @@ impl Engine {
         }
         // Before any process of the user's runs again in a machine that was one before.
         let configuration = self.configuration(record, guest_network, begin)?;
-        self.unless_it_ends(record, runtime, "configure", client.configure(configuration)).await?;
+        let configured = self.unless_it_ends(record, runtime, "configure", client.configure(configuration));
+        if matches!(begin, Begin::Template(_)) && self.warms_up(record) {
+            let warmed = async {
+                if let Err(error) = warm_up(&client).await {
+                    tracing::debug!(machine = %record.id, %error, "a first command did not run");
+                }
+                Ok(())
+            };
+            tokio::try_join!(configured, warmed)?;
+        } else {
+            configured.await?;
+        }
         tracing::debug!(machine = %record.id, ?launched, ?saved, configured = ?begun.elapsed(), "booted");
         if let Begin::Clone(memory) = begin {
             if self.records(move |store| store.is_snapshot_inherited(memory)).await? {

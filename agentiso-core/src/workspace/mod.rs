@@ -19,6 +19,7 @@ mod snapshot;
 mod spec;
 mod template;
 mod tree;
+mod warm_up;
 
 pub use diff::{Aspect, Change, DiffSide, DiffSpec, DiffStream, Difference, FileState};
 pub use handle::Workspace;

@@ -17,7 +17,8 @@ use super::create::{Naming, Plan, Reserved};
 use super::engine::{Engine, caller, now};
 use super::info::WorkspaceState;
 use super::spec::WorkspaceSpec;
-use crate::channel::client::{CollectOptions, Configure, ExecSpec, GuestError};
+use super::warm_up::warm_up;
+use crate::channel::client::Configure;
 use crate::error::EngineError;
 use crate::image::Image;
 use crate::network::NetworkPolicy;
@@ -33,9 +34,6 @@ const RETRY_AFTER: Duration = Duration::from_secs(10);
 
 /// How long after one was taken the next machine is begun: whoever took it has the CPUs for itself until then.
 const REFILL_AFTER: Duration = Duration::from_millis(500);
-
-/// What a machine that waits has run, for the shell: a program, found by its name.
-const WARM_UP: &str = "exec true";
 
 /// What a pool holds.
 #[derive(Clone, Debug)]
@@ -301,14 +299,9 @@ impl Engine {
             let Some(runtime) = record.runtime.clone() else {
                 return Err(super::engine::not_running(record, "kept ready"));
             };
-            let client = self.client_of(&runtime);
-            match client.exec_collect(ExecSpec::shell(WARM_UP), CollectOptions::default()).await {
-                // An image may have no shell: it has answered.
-                Ok(_) | Err(GuestError::Refused { .. }) => {}
-                Err(source) => {
-                    return Err(EngineError::operation("run a command in", record.name.as_str(), source));
-                }
-            }
+            warm_up(&self.client_of(&runtime))
+                .await
+                .map_err(|source| EngineError::operation("run a command in", record.name.as_str(), source))?;
             self.backends.hypervisor.pause(&runtime.machine).await?;
             record.state = WorkspaceState::Paused;
             self.save(record).await
