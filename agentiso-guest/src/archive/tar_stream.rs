@@ -33,8 +33,10 @@ pub(super) struct Entry {
     pub(super) link: Vec<u8>,
     pub(super) kind: Kind,
     pub(super) mode: u32,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
+    /// None if it is no number that a user can have.
+    pub(super) uid: Option<u32>,
+    /// None if it is no number that a group can have.
+    pub(super) gid: Option<u32>,
     pub(super) modified: i64,
     pub(super) device: (u32, u32),
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
@@ -112,8 +114,13 @@ impl<R: Read> TarStream<R> {
     }
 
     fn entry(&self, header: &Header, kind: Kind, extensions: Extensions) -> Result<Entry, Failure> {
-        let id = |value: io::Result<u64>| {
-            value.map_err(|error| broken(&error)).map(|value| u32::try_from(value).unwrap_or(u32::MAX))
+        let id = |of_extensions: Option<u32>, of_header: io::Result<u64>| {
+            let id = match of_extensions {
+                Some(id) => Some(id),
+                None => u32::try_from(of_header.map_err(|error| broken(&error))?).ok(),
+            };
+            // The system calls take the highest number for "as it is".
+            Ok(id.filter(|id| *id != u32::MAX))
         };
         let device = match kind {
             Kind::CharacterDevice | Kind::BlockDevice => (
@@ -129,8 +136,8 @@ impl<R: Read> TarStream<R> {
             }),
             kind,
             mode: header.mode().map_err(|error| broken(&error))? & 0o7777,
-            uid: extensions.uid.map_or_else(|| id(header.uid()), Ok)?,
-            gid: extensions.gid.map_or_else(|| id(header.gid()), Ok)?,
+            uid: id(extensions.uid, header.uid())?,
+            gid: id(extensions.gid, header.gid())?,
             modified: extensions.modified.unwrap_or_else(|| {
                 header.mtime().ok().and_then(|time| i64::try_from(time).ok()).unwrap_or(0)
             }),

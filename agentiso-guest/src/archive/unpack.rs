@@ -77,6 +77,12 @@ impl From<Errno> for Skip {
     }
 }
 
+/// Whose it is to be.
+fn owner(entry: &Entry) -> Result<(Uid, Gid), Errno> {
+    let (uid, gid) = entry.uid.zip(entry.gid).ok_or(Errno::INVAL)?;
+    Ok((Uid::from_raw(uid), Gid::from_raw(gid)))
+}
+
 impl Unpacker {
     fn write(&mut self, entry: &Entry, data: &mut impl Read) -> Result<(), Failure> {
         let path = inside(&entry.path).map_err(|why| refused(entry, why))?;
@@ -86,6 +92,9 @@ impl Unpacker {
         };
         if !self.preserve && matches!(entry.kind, Kind::CharacterDevice | Kind::BlockDevice) {
             return Err(refused(entry, "it is a device node, which only an image may bring"));
+        }
+        if self.preserve && owner(entry).is_err() {
+            return Err(refused(entry, "its owner or group is no number that one can have"));
         }
         self.leave_folders(&path);
         let written = match entry.kind {
@@ -199,7 +208,8 @@ impl Unpacker {
     /// Owner, mode, attributes and time of an open file or folder.
     fn finish(&self, entry: &Entry, file: BorrowedFd<'_>) -> Result<(), Errno> {
         if self.preserve {
-            fchown(file, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))?;
+            let (uid, gid) = owner(entry)?;
+            fchown(file, Some(uid), Some(gid))?;
         }
         fchmod(file, Mode::from_raw_mode(self.mode_of(entry)))?;
         if self.preserve {
@@ -217,7 +227,7 @@ impl Unpacker {
         let preserve = self.preserve;
         let parent = self.open_parent(parent)?;
         if preserve {
-            let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
+            let (uid, gid) = owner(entry)?;
             chownat(parent, &name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
         }
         Ok(utimensat(parent, &name, &times(entry.modified), AtFlags::SYMLINK_NOFOLLOW)?)

@@ -32,16 +32,27 @@ impl Forge {
         self.with_mode(kind, name, link, content, 0o644)
     }
 
-    fn with_mode(mut self, kind: EntryType, name: &str, link: &str, content: &[u8], mode: u32) -> Self {
+    fn with_mode(self, kind: EntryType, name: &str, link: &str, content: &[u8], mode: u32) -> Self {
+        self.with_header(kind, name, link, content, |header| header.set_mode(mode))
+    }
+
+    fn with_header(
+        mut self,
+        kind: EntryType,
+        name: &str,
+        link: &str,
+        content: &[u8],
+        change: impl FnOnce(&mut Header),
+    ) -> Self {
         let mut header = Header::new_ustar();
         header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
         header.as_mut_bytes()[157..157 + link.len()].copy_from_slice(link.as_bytes());
         header.set_entry_type(kind);
-        header.set_mode(mode);
         header.set_uid(0);
         header.set_gid(0);
         header.set_mtime(1_000_000);
         header.set_size(content.len() as u64);
+        change(&mut header);
         header.set_cksum();
         self.0.extend_from_slice(header.as_bytes());
         self.0.extend_from_slice(content);
@@ -210,6 +221,26 @@ fn image_keeps_special_bits_and_attributes_of_any_bytes() {
     let count = rustix::fs::getxattr(agent.path("inside/file"), "user.test", &mut found[..]).unwrap();
     assert_eq!(&found[..count], value);
     assert_eq!(std::fs::metadata(agent.path("inside/file")).unwrap().mode() & 0o7777, 0o4755);
+}
+
+#[test]
+fn owner_that_nobody_can_be_is_refused_where_owners_are_kept() {
+    let agent = Agent::start();
+    let owned_by = |change: fn(&mut Header)| {
+        Forge::default().with_header(EntryType::Regular, "file", "", b"x", change).finish()
+    };
+    let record = b"18 gid=4294967295\n";
+    let by_extension =
+        Forge::default().add(EntryType::XHeader, "pax", "", record).file("file", b"x").finish();
+    for archive in [
+        owned_by(|header| header.set_uid(u32::MAX.into())),
+        owned_by(|header| header.set_gid(1 << 32)),
+        by_extension,
+    ] {
+        let kept = write(&agent, "inside", Compression::None, true, &archive);
+        assert_eq!(kept.error().0, ErrorCode::Invalid, "{kept:?}");
+        assert!(write(&agent, "inside", Compression::None, false, &archive).is_done());
+    }
 }
 
 #[test]
