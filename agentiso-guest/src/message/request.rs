@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(doc)]
+use super::{ErrorCode, Reply};
 use crate::hello::Nonce;
 use crate::tree::RawPath;
 
