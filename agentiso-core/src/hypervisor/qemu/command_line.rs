@@ -163,8 +163,6 @@ impl CommandLine {
         let mut line = "console=ttyS0 reboot=t panic=-1 quiet".to_owned();
         if let Cpu::Tcg { tsc_khz } = self.cpu {
             line.push_str(&format!(" no_timer_check tsc_early_khz={tsc_khz}"));
-            // What the mitigations are against, an emulated CPU does not do; and code without them is shorter.
-            line.push_str(" mitigations=off");
             if self.vcpus.get() > 1 {
                 line.push_str(" tsc=reliable");
             }

@@ -37,14 +37,14 @@ fn emulated_machine_has_exactly_this_command_line() {
 -machine microvm,memory-backend=ram,suppress-vmdesc=on
 -global migration.send-configuration=off
 -accel tcg,thread=multi,tb-size=64
--cpu max,-erms,-fsrm,-la57
+-cpu max
 -smp 2
 -m 512M
 -object memory-backend-file,id=ram,size=512M,share=off,readonly=on,rom=off,mem-path=/proc/self/fd/3
 -bios qboot.rom
 -kernel /proc/self/fd/4
 -initrd /proc/self/fd/5
--append console=ttyS0 reboot=t panic=-1 quiet no_timer_check tsc_early_khz=2400007 mitigations=off tsc=reliable
+-append console=ttyS0 reboot=t panic=-1 quiet no_timer_check tsc_early_khz=2400007 tsc=reliable
 -chardev socket,id=console,fd=12
 -serial chardev:console
 -chardev socket,id=qmp,fd=13,server=on,wait=off
