@@ -10,15 +10,31 @@ use std::{
 use crate::run::{self, Done};
 use crate::stages::{Counts, Outcome};
 
-/// What says which versions.
-const REQUIREMENTS: &str = "requirements.txt";
-const PACKAGE: &str = "package.json";
+/// A client, and how it is come by.
+struct Client {
+    /// Where tests look for it.
+    variable: &'static str,
+    /// The file that says which version.
+    wanted: &'static str,
+    /// What `variable` names, in the folder that it is installed into.
+    place: &'static str,
+    /// Installs what a file names into a folder.
+    install: fn(&Path, &Path) -> Done,
+}
 
-/// Where tests look for a Python with the client.
-const PYTHON_VARIABLE: &str = "AGENTISO_MCP_PYTHON";
+const PYTHON: Client = Client {
+    variable: "AGENTISO_MCP_PYTHON",
+    wanted: "requirements.txt",
+    place: "environment/bin/python",
+    install: install_python,
+};
 
-/// Where tests look for the packages of Node.js.
-const NODE_VARIABLE: &str = "AGENTISO_MCP_NODE_MODULES";
+const NODE: Client = Client {
+    variable: "AGENTISO_MCP_NODE_MODULES",
+    wanted: "package.json",
+    place: "node_modules",
+    install: install_node,
+};
 
 /// The clients that are there.
 #[derive(Default)]
@@ -30,16 +46,13 @@ impl Clients {
     /// Installs what is not there yet. One that cannot be is passed over with the reason: the tests that use it say so, too.
     pub(crate) fn prepare(&mut self, work: &Path) -> Outcome {
         let mut skipped = Vec::new();
-        for (variable, name, install) in [
-            (PYTHON_VARIABLE, REQUIREMENTS, install_python as fn(&Path, &Path) -> Done<PathBuf>),
-            (NODE_VARIABLE, PACKAGE, install_node),
-        ] {
-            if std::env::var_os(variable).is_some() {
-                println!("{variable} is set: what it names is used");
+        for client in [PYTHON, NODE] {
+            if std::env::var_os(client.variable).is_some() {
+                println!("{} is set: what it names is used", client.variable);
                 continue;
             }
-            match install_once(work, name, install) {
-                Ok(path) => self.found.push((variable, path)),
+            match client.installed(work) {
+                Ok(path) => self.found.push((client.variable, path)),
                 Err(failure) => {
                     println!("passed over: {failure}");
                     skipped.push(failure.to_string());
@@ -60,78 +73,71 @@ impl Clients {
     }
 }
 
-/// Installs what a file names into a folder of its own, unless that was done already.
-fn install_once(work: &Path, name: &str, install: fn(&Path, &Path) -> Done<PathBuf>) -> Done<PathBuf> {
-    let wanted = run::repository()?.join("agentiso-mcp/tests/clients").join(name);
-    let content = fs::read_to_string(&wanted).map_err(run::at("read", &wanted))?;
-    let folder = work.join("clients").join(name);
-    let marker = folder.join("installed");
-    // It holds what is installed and where that is.
-    let key = |path: &Path| format!("{}\n{content}", path.display());
-    if let Ok(present) = fs::read_to_string(&marker)
-        && let Some((path, _)) = present.split_once('\n')
-        && present == key(Path::new(path))
-    {
-        println!("what {name} names is installed");
-        return Ok(path.into());
+impl Client {
+    /// Installs it into a folder of its own, unless that was done already. Returns what tests are told.
+    fn installed(&self, work: &Path) -> Done<PathBuf> {
+        let wanted = run::repository()?.join("agentiso-mcp/tests/clients").join(self.wanted);
+        let content = fs::read_to_string(&wanted).map_err(run::at("read", &wanted))?;
+        let folder = work.join("clients").join(self.wanted);
+        // It says what is installed, and comes last.
+        let marker = folder.join("installed");
+        if fs::read_to_string(&marker).is_ok_and(|present| present == content) {
+            println!("what {} names is installed", self.wanted);
+            return Ok(folder.join(self.place));
+        }
+        if folder.exists() {
+            fs::remove_dir_all(&folder).map_err(run::at("remove", &folder))?;
+        }
+        fs::create_dir_all(&folder).map_err(run::at("create", &folder))?;
+        (self.install)(&folder, &wanted)?;
+        fs::write(&marker, content).map_err(run::at("write", &marker))?;
+        Ok(folder.join(self.place))
     }
-    if folder.exists() {
-        fs::remove_dir_all(&folder).map_err(run::at("remove", &folder))?;
-    }
-    fs::create_dir_all(&folder).map_err(run::at("create", &folder))?;
-    let path = install(&folder, &wanted)?;
-    fs::write(&marker, key(&path)).map_err(run::at("write", &marker))?;
-    Ok(path)
 }
 
-/// Returns the Python that has it.
-fn install_python(folder: &Path, wanted: &Path) -> Done<PathBuf> {
-    let environment = folder.join("environment");
-    run::run(Command::new("python3").args(["-m", "venv"]).arg(&environment))?;
-    let python = environment.join("bin/python");
+fn install_python(folder: &Path, wanted: &Path) -> Done {
+    run::run(Command::new("python3").args(["-m", "venv"]).arg(folder.join("environment")))?;
     let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "1", "-r"];
-    run::run(Command::new(&python).args(pip).arg(wanted))?;
-    Ok(python)
+    run::run(Command::new(folder.join(PYTHON.place)).args(pip).arg(wanted))
 }
 
-/// Returns the folder of its packages.
-fn install_node(folder: &Path, wanted: &Path) -> Done<PathBuf> {
+fn install_node(folder: &Path, wanted: &Path) -> Done {
     run::run(Command::new("node").arg("--version"))?;
-    let package = folder.join(PACKAGE);
+    let package = folder.join(NODE.wanted);
     fs::copy(wanted, &package).map_err(run::at("write", &package))?;
     let arguments =
         ["install", "--silent", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock"];
-    run::run(Command::new("npm").args(arguments).args(["--fetch-retries", "1"]).current_dir(folder))?;
-    Ok(folder.join("node_modules"))
+    run::run(Command::new("npm").args(arguments).args(["--fetch-retries", "1"]).current_dir(folder))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn installs(_: &Path, _: &Path) -> Done<PathBuf> {
-        Ok("/somewhere/python".into())
+    fn installs(_: &Path, _: &Path) -> Done {
+        Ok(())
     }
 
-    fn is_not_asked(_: &Path, _: &Path) -> Done<PathBuf> {
+    fn is_not_asked(_: &Path, _: &Path) -> Done {
         panic!("installed twice")
     }
 
-    fn fails(_: &Path, _: &Path) -> Done<PathBuf> {
+    fn fails(_: &Path, _: &Path) -> Done {
         Err(run::Failure::new("no way to the registry"))
     }
 
     #[test]
     fn client_is_installed_once_and_again_when_another_is_wanted() {
         let work = std::env::temp_dir().join(format!("xtask-clients-{}", std::process::id()));
-        let once = |install| install_once(&work, REQUIREMENTS, install);
+        let once = |install| Client { install, ..PYTHON }.installed(&work);
         let failed = once(fails).is_err();
         let (first, second) = (once(installs).unwrap(), once(is_not_asked).unwrap());
-        fs::write(work.join("clients").join(REQUIREMENTS).join("installed"), "/x\nmcp==0\n").unwrap();
+        let folder = work.join("clients").join(PYTHON.wanted);
+        fs::write(folder.join("installed"), "mcp==0\n").unwrap();
         let failed_for_another = once(fails).is_err();
         fs::remove_dir_all(&work).unwrap();
 
         assert!(failed && failed_for_another);
-        assert_eq!((first, second), ("/somewhere/python".into(), "/somewhere/python".into()));
+        assert_eq!((first, second), (folder.join(PYTHON.place), folder.join(PYTHON.place)));
     }
 }

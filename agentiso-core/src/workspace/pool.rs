@@ -1,9 +1,9 @@
 //! Machines that wait for somebody to ask for a workspace like them.
 //!
 //! A machine in a pool began with the template of its shape, has been configured once and has run one command, so that the
-//! emulator has translated the code that answers, and that starts programs; then it was paused. Taking it means letting it run, under a name, an
-//! owner and a policy of its own. It belongs to the process that holds the pool, which keeps its lock: should that
-//! process die, the next opener of the state folder destroys it.
+//! emulator has translated the code that answers, and that starts programs; then it was paused. Taking it means letting it
+//! run, under a name, an owner and a policy of its own. It belongs to the process that holds the pool, which keeps its
+//! lock: should that process die, the next opener of the state folder destroys it.
 
 use std::{
     collections::VecDeque,
@@ -299,6 +299,7 @@ impl Engine {
             let Some(runtime) = record.runtime.clone() else {
                 return Err(super::engine::not_running(record, "kept ready"));
             };
+            // With several vCPUs its start has run it already, perhaps in vain; it also shows that the agent answers.
             warm_up(&self.client_of(&runtime))
                 .await
                 .map_err(|source| EngineError::operation("run a command in", record.name.as_str(), source))?;
