@@ -14,6 +14,9 @@ use agentiso_core::channel::client::{
 };
 use agentiso_core::{Config, Host, Workspace, WorkspaceSpec};
 
+/// What user processes are frozen for; no test freezes a machine twice.
+const CAPTURE: uuid::Uuid = uuid::Uuid::from_u128(1);
+
 /// A machine from the prepared state folder.
 async fn machine() -> Option<(Host, Workspace, GuestClient)> {
     let home = std::env::var_os("AGENTISO_HOME").filter(|_| std::env::var_os("AGENTISO_TEST_SEED").is_some());
@@ -66,10 +69,10 @@ async fn commands_become_jobs_and_every_lane_serves_again() {
     let on_terminal = ExecSpec::shell(format!("echo ready; {until_go}; tty")).tty(size);
     let _on_terminal = ready(&guest, on_terminal).await;
 
-    guest.freeze(Duration::from_secs(2)).await.unwrap();
+    guest.freeze(CAPTURE, Duration::from_secs(2)).await.unwrap();
     guest.configure(clone()).await.unwrap();
     let jobs = guest.job_list().await.unwrap();
-    guest.thaw().await.unwrap();
+    guest.thaw(CAPTURE).await.unwrap();
     shell(&guest, "touch /tmp/go").await;
     let mut reports = Vec::new();
     for job in &jobs {
@@ -120,10 +123,10 @@ async fn hooks_run_while_user_processes_are_frozen_and_a_failing_one_is_named() 
     configure.hostname = Some("twin".to_owned());
     configure.machine_id = Some("0123456789abcdef0123456789abcdef".to_owned());
 
-    guest.freeze(Duration::from_secs(2)).await.unwrap();
+    guest.freeze(CAPTURE, Duration::from_secs(2)).await.unwrap();
     guest.configure(configure.clone()).await.unwrap();
     let log = guest.read_file("/root/log", 0, 4096).await.unwrap();
-    guest.thaw().await.unwrap();
+    guest.thaw(CAPTURE).await.unwrap();
     let group = shell(&guest, "cat /proc/$(pidof sleep)/cgroup").await;
     write_program(&guest, &format!("{folder}/15-fails"), "#!/bin/sh\necho oh no >&2\nexit 7\n").await;
     let failure = guest.configure(configure.clone()).await.unwrap_err();

@@ -1,10 +1,12 @@
 //! The cgroup that user work runs in, and freezing it.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
+use agentiso_guest::hello::Nonce;
 use agentiso_guest::message::ErrorCode;
 use rustix::event::{EventfdFlags, PollFlags, eventfd};
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -18,16 +20,30 @@ use crate::serve::Connection;
 /// How long a command waits for user processes to be thawed: longer than a fork freezes them, shorter than a host waits.
 const FROZEN_LIMIT: Duration = Duration::from_secs(3);
 
+/// How many captures that are over are remembered. Captures of one machine follow each other; the request of a killed
+/// host process can be late by as much as the guest is slow, which is less than a few of them take.
+const CAPTURES_KEPT: usize = 64;
+
 /// A cgroup v2 folder for everything the agent starts; the agent itself is outside of it.
 #[derive(Debug)]
 pub(crate) struct UserGroup {
     path: PathBuf,
     folder: OwnedFd,
-    /// Whether the group is frozen, or about to be. Starting a process holds it for reading: a process born into a
-    /// frozen group would stop before it runs its program, and the thread that starts it with it.
-    frozen: RwLock<bool>,
-    /// Readable while it is not.
+    /// Starting a process holds it for reading: a process born into a frozen group would stop before it runs its
+    /// program, and the thread that starts it with it.
+    freeze: RwLock<Freeze>,
+    /// Readable while the group is not frozen.
     gate: OwnedFd,
+}
+
+/// What the group is frozen for.
+#[derive(Debug, Default)]
+pub(crate) struct Freeze {
+    /// The capture that the group is frozen for, or about to be.
+    capture: Option<Nonce>,
+    /// The latest captures that were thawed. Whatever is still on its way for one of them comes too late: whoever asked
+    /// for it is gone, and nobody would thaw again.
+    over: VecDeque<Nonce>,
 }
 
 impl UserGroup {
@@ -42,7 +58,7 @@ impl UserGroup {
         }
         let folder = openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let gate = eventfd(1, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let group = Self { path: path.to_owned(), folder, frozen: RwLock::new(false), gate };
+        let group = Self { path: path.to_owned(), folder, freeze: RwLock::default(), gate };
         // A group that an earlier agent left frozen would swallow the first command.
         group.write("cgroup.freeze", "0")?;
         Ok(group)
@@ -61,13 +77,14 @@ impl UserGroup {
 
     /// The folder to be born in, held so that the group does not freeze meanwhile; `None` if it is frozen.
     pub(crate) fn enter(&self) -> Option<Entry<'_>> {
-        let frozen = self.frozen.read().unwrap_or_else(PoisonError::into_inner);
-        (!*frozen).then_some(Entry { folder: self.folder.as_fd(), _thawed: frozen })
+        let freeze = self.freeze.read().unwrap_or_else(PoisonError::into_inner);
+        freeze.capture.is_none().then_some(Entry { folder: self.folder.as_fd(), _thawed: freeze })
     }
 
     /// Keeps the group frozen for as long as the guard lives; `None` if it is not.
-    pub(crate) fn stay_frozen(&self) -> Option<RwLockReadGuard<'_, bool>> {
-        Some(self.frozen.read().unwrap_or_else(PoisonError::into_inner)).filter(|frozen| **frozen)
+    pub(crate) fn stay_frozen(&self) -> Option<RwLockReadGuard<'_, Freeze>> {
+        Some(self.freeze.read().unwrap_or_else(PoisonError::into_inner))
+            .filter(|freeze| freeze.capture.is_some())
     }
 
     /// Moves a process into the group; it freezes with it.
@@ -92,13 +109,41 @@ impl UserGroup {
 
     /// Lets the group run, whatever it did before.
     pub(crate) fn thaw(&self) -> Result<(), Errno> {
-        let mut frozen = self.frozen.write().unwrap_or_else(PoisonError::into_inner);
+        self.thaw_now(&mut self.freeze.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn thaw_now(&self, freeze: &mut Freeze) -> Result<(), Errno> {
         self.write("cgroup.freeze", "0")?;
-        if std::mem::replace(&mut *frozen, false) {
+        if freeze.capture.take().is_some() {
             // Adding one to an eventfd fails only when it is readable already.
             let _ = rustix::io::write(&self.gate, &1_u64.to_ne_bytes());
         }
         Ok(())
+    }
+
+    /// Lets the group run, and no more be frozen for that capture.
+    fn end_capture(&self, capture: Nonce) -> Result<(), Errno> {
+        let mut freeze = self.freeze.write().unwrap_or_else(PoisonError::into_inner);
+        if !freeze.over.contains(&capture) {
+            if freeze.over.len() == CAPTURES_KEPT {
+                freeze.over.pop_front();
+            }
+            freeze.over.push_back(capture);
+        }
+        self.thaw_now(&mut freeze)
+    }
+
+    /// Lets the group run if that capture is what it is frozen for.
+    fn thaw_after(&self, capture: Nonce) {
+        let mut freeze = self.freeze.write().unwrap_or_else(PoisonError::into_inner);
+        if freeze.capture == Some(capture) {
+            // The write that froze it worked through the same folder.
+            let _ = self.thaw_now(&mut freeze);
+        }
+    }
+
+    fn is_frozen_for(&self, capture: Nonce) -> bool {
+        self.freeze.read().unwrap_or_else(PoisonError::into_inner).capture == Some(capture)
     }
 
     /// Kills everything in the group.
@@ -119,10 +164,14 @@ impl UserGroup {
             .unwrap_or_default()
     }
 
-    fn begin_freeze(&self) -> Result<(), Errno> {
-        let mut frozen = self.frozen.write().unwrap_or_else(PoisonError::into_inner);
+    /// Begins to freeze the group, unless that capture is over: it is not frozen for it then.
+    fn begin_freeze(&self, capture: Nonce) -> Result<(), Errno> {
+        let mut freeze = self.freeze.write().unwrap_or_else(PoisonError::into_inner);
+        if freeze.over.contains(&capture) {
+            return Ok(());
+        }
         self.write("cgroup.freeze", "1")?;
-        *frozen = true;
+        freeze.capture = Some(capture);
         // Nothing there to read: it was frozen already.
         let _ = rustix::io::read(&self.gate, &mut [0; 8]);
         Ok(())
@@ -171,7 +220,7 @@ impl AsFd for GroupEvents {
 pub(crate) struct Entry<'a> {
     /// The group's folder.
     pub(crate) folder: BorrowedFd<'a>,
-    _thawed: RwLockReadGuard<'a, bool>,
+    _thawed: RwLockReadGuard<'a, Freeze>,
 }
 
 fn cgroup2_mount_point(line: &str) -> Option<PathBuf> {
@@ -182,16 +231,28 @@ fn cgroup2_mount_point(line: &str) -> Option<PathBuf> {
 /// Freezes user processes and waits until all are.
 ///
 /// # Errors
-/// There is no cgroup v2, or not all are frozen after `timeout_ms`: they are thawed again then. They are thawed as well
-/// if the connection is lost meanwhile.
-pub(crate) fn freeze(agent: &Agent, connection: &mut Connection, timeout_ms: u64) -> Result<(), Stop> {
+/// There is no cgroup v2, the capture is over, or not all are frozen after `timeout_ms`: they are thawed again then. They
+/// are thawed as well if the connection is lost meanwhile.
+pub(crate) fn freeze(
+    agent: &Agent,
+    connection: &mut Connection,
+    capture: Nonce,
+    timeout_ms: u64,
+) -> Result<(), Stop> {
     let group = group_of(agent)?;
     let failed = |error| Failure::system("freezing user processes", error);
     let deadline = Instant::now() + Duration::from_millis(timeout_ms).min(Duration::from_secs(86_400));
     let events = group.events().map_err(failed)?;
-    let thaw_on_failure = ThawOnFailure(Some(group));
-    group.begin_freeze().map_err(failed)?;
-    while !events.is_frozen().map_err(failed)? {
+    let thaw_on_failure = ThawOnFailure(Some((group, capture)));
+    group.begin_freeze(capture).map_err(failed)?;
+    loop {
+        if !group.is_frozen_for(capture) {
+            let text = "freezing user processes: they were thawed already; begin anew";
+            return Err(Failure::new(ErrorCode::Conflict, text).into());
+        }
+        if events.is_frozen().map_err(failed)? {
+            break;
+        }
         if Instant::now() >= deadline {
             return Err(Failure::new(
                 ErrorCode::TimedOut,
@@ -206,12 +267,12 @@ pub(crate) fn freeze(agent: &Agent, connection: &mut Connection, timeout_ms: u64
     Ok(())
 }
 
-/// Lets user processes run again.
+/// Lets user processes run again, and refuses to freeze them for that capture from now on.
 ///
 /// # Errors
 /// There is no cgroup v2.
-pub(crate) fn thaw(agent: &Agent) -> Result<(), Failure> {
-    let thawed = group_of(agent)?.thaw();
+pub(crate) fn thaw(agent: &Agent, capture: Nonce) -> Result<(), Failure> {
+    let thawed = group_of(agent)?.end_capture(capture);
     hang_up_stranded(agent);
     thawed.map_err(|error| Failure::system("thawing user processes", error))
 }
@@ -247,8 +308,8 @@ fn group_of(agent: &Agent) -> Result<&UserGroup, Failure> {
     })
 }
 
-/// Thaws when dropped, unless told to keep the freeze.
-struct ThawOnFailure<'a>(Option<&'a UserGroup>);
+/// Thaws when dropped what was frozen for a capture, unless told to keep the freeze.
+struct ThawOnFailure<'a>(Option<(&'a UserGroup, Nonce)>);
 
 impl ThawOnFailure<'_> {
     fn keep(mut self) {
@@ -258,9 +319,8 @@ impl ThawOnFailure<'_> {
 
 impl Drop for ThawOnFailure<'_> {
     fn drop(&mut self) {
-        if let Some(group) = self.0 {
-            // The write that froze it worked through the same folder.
-            let _ = group.thaw();
+        if let Some((group, capture)) = self.0 {
+            group.thaw_after(capture);
         }
     }
 }

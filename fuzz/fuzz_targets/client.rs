@@ -37,6 +37,8 @@ const PIECES: u8 = 0xfc;
 
 /// Longest time any operation here may take, waits included: the clock is virtual.
 const LIMIT: Duration = Duration::from_secs(600);
+/// What user processes are frozen for.
+const CAPTURE: uuid::Uuid = uuid::Uuid::nil();
 
 fuzz_target!(|data: &[u8]| {
     let [operation, flags, words @ ..] = data else { return };
@@ -124,8 +126,8 @@ async fn run(client: &GuestClient, operation: u8) -> Result<(), GuestError> {
             let configure = Configure { set_clock: true, clone: true, ..Configure::default() };
             client.configure(configure).await.map(drop)
         }
-        16 => client.freeze(Duration::from_secs(2)).await,
-        17 => client.thaw().await,
+        16 => client.freeze(CAPTURE, Duration::from_secs(2)).await,
+        17 => client.thaw(CAPTURE).await,
         18 => client.sync().await,
         19 => client.shutdown(Duration::from_secs(1)).await,
         20 => {

@@ -121,7 +121,7 @@ impl GuestChannel for FakeChannel {
             tokio::time::sleep(LOOK_AGAIN).await;
         };
         let (near, far) = tokio::io::duplex(PIPE_BYTES);
-        tokio::spawn(serve_agent(far, guest));
+        self.host.spawn(serve_agent(far, guest));
         entered.leave().await;
         Ok(GuestStream::private(FakeConnection { stream: near, _lane: permit }))
     }

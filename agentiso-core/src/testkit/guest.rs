@@ -4,7 +4,7 @@ use std::{
     time::Duration,
 };
 
-use agentiso_guest::message::Configuration;
+use agentiso_guest::{hello::Nonce, message::Configuration};
 use tokio::{sync::watch, time::Instant};
 
 use super::{
@@ -94,6 +94,8 @@ pub(super) struct GuestState {
     pub(super) configuration: Configuration,
     pub(super) clones: u32,
     pub(super) jobs: JobTable,
+    /// Captures that were thawed.
+    pub(super) over: Vec<Nonce>,
     pub(super) next_pid: u32,
     pub(super) connections: usize,
     /// By name.

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::Semaphore;
+use tokio::{runtime::Handle, sync::Semaphore};
 
 use super::{
     FakeChannel, FakeGuest, FakeHypervisor, FakeNetwork, FakeStorage, Faults, InjectedFault,
@@ -27,6 +27,8 @@ pub struct FakeHost {
 pub(super) struct HostInner {
     faults: Faults,
     state: Mutex<HostState>,
+    /// Where the host was made: its guests run on there, whoever connected to them and is gone.
+    runtime: Option<Handle>,
 }
 
 /// Everything there is on the host. Never locked across an await.
@@ -85,7 +87,13 @@ impl FakeHost {
     /// A host on which there is nothing yet.
     pub fn new() -> Self {
         let state = HostState { next_pid: 1000, ..HostState::default() };
-        Self { inner: Arc::new(HostInner { faults: Faults::default(), state: Mutex::new(state) }) }
+        Self {
+            inner: Arc::new(HostInner {
+                faults: Faults::default(),
+                state: Mutex::new(state),
+                runtime: Handle::try_current().ok(),
+            }),
+        }
     }
 
     /// Its hypervisor.
@@ -111,6 +119,14 @@ impl FakeHost {
     /// Its channel to guests.
     pub fn channel(&self) -> FakeChannel {
         FakeChannel::new(self.clone())
+    }
+
+    /// Runs what happens in a guest.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        match &self.inner.runtime {
+            Some(runtime) => drop(runtime.spawn(task)),
+            None => drop(tokio::spawn(task)),
+        }
     }
 
     /// What goes wrong on it.

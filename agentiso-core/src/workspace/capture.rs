@@ -15,6 +15,7 @@ use crate::error::EngineError;
 use crate::hypervisor::{AfterCapture, CaptureSpec, DiskStep, HypervisorError};
 use crate::storage::{Outcome, PendingSnapshot};
 use crate::store::{Runtime, SnapshotRecord, WorkspaceRecord};
+use crate::types::SnapshotId;
 
 /// How long user processes may take to stand still. Past it nothing is captured and they run on.
 const FREEZE_LIMIT: Duration = Duration::from_secs(2);
@@ -41,7 +42,7 @@ impl Engine {
             }
         };
         let stalled = Instant::now();
-        let frozen = self.client_of(runtime).freeze(FREEZE_LIMIT).await;
+        let frozen = self.client_of(runtime).freeze(*snapshot.id.as_uuid(), FREEZE_LIMIT).await;
         let captured = match frozen {
             Ok(()) => {
                 let spec = CaptureSpec {
@@ -59,7 +60,7 @@ impl Engine {
             }
         };
         // Whatever happened: its processes run on, with the clock that stood still put right.
-        let awake = self.wake(record, runtime).await;
+        let awake = self.wake(record, runtime, snapshot.id).await;
         let stalled = stalled.elapsed();
         let captured = captured?;
         awake?;
@@ -74,14 +75,20 @@ impl Engine {
         })
     }
 
-    /// Lets the processes of a machine run that was captured. They run already: no effect but on the clock.
-    pub(super) async fn wake(&self, record: &WorkspaceRecord, runtime: &Runtime) -> Result<(), EngineError> {
+    /// Lets the processes of a machine run that was captured as that snapshot. They run already: no effect but on the
+    /// clock, and on a request to freeze them for it that has not come yet.
+    pub(super) async fn wake(
+        &self,
+        record: &WorkspaceRecord,
+        runtime: &Runtime,
+        snapshot: SnapshotId,
+    ) -> Result<(), EngineError> {
         let client = self.patient_client_of(runtime);
         let clock = client.configure(Configure { set_clock: true, ..Configure::default() }).await;
-        let mut thawed = client.thaw().await;
+        let mut thawed = client.thaw(*snapshot.as_uuid()).await;
         if thawed.is_err() {
             // Nothing is worse for whoever works in there than to stand still for good.
-            thawed = client.thaw().await;
+            thawed = client.thaw(*snapshot.as_uuid()).await;
         }
         thawed.map_err(|source| EngineError::operation("thaw", record.name.as_str(), source))?;
         clock

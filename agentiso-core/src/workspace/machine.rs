@@ -129,7 +129,7 @@ impl Engine {
                 })?;
             }
             client
-                .thaw()
+                .thaw(*memory.as_uuid())
                 .await
                 .map_err(|source| EngineError::operation("thaw", record.name.as_str(), source))?;
         }

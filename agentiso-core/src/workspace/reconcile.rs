@@ -133,7 +133,7 @@ impl Engine {
                 if let Some(runtime) = self.living(record).filter(|_| snapshot.memory) {
                     // Whoever was capturing it may have gone between freezing and thawing.
                     self.backends.hypervisor.resume(&runtime.machine).await?;
-                    self.wake(record, runtime).await?;
+                    self.wake(record, runtime, snapshot.id).await?;
                 }
                 self.undo_snapshot(record, snapshot.id, machine.as_ref()).await?;
             }

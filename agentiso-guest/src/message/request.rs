@@ -148,13 +148,20 @@ pub enum Request {
     /// an error that names it.
     Configure(Box<Configuration>),
     /// Freezes user processes (the agent's own cgroup excepted). [`Reply::Done`] when all are frozen. Until
-    /// [`Request::Thaw`] no command can be started. A lost connection thaws. Frozen already: no effect.
+    /// [`Request::Thaw`] no command can be started. A connection lost before the answer thaws. Frozen already: they
+    /// stay so, for this capture from then on. An error ([`ErrorCode::Conflict`]) if this capture was thawed already.
     Freeze {
+        /// What they are frozen for: fresh random bits.
+        capture: Nonce,
         /// Gives up, thaws and answers an error after this many milliseconds.
         timeout_ms: u64,
     },
-    /// Lets frozen user processes run again. [`Reply::Done`].
-    Thaw,
+    /// Lets user processes run again, whatever they were frozen for. A [`Request::Freeze`] for the same capture that
+    /// comes later, from a host process that was killed after it had sent it, is refused. [`Reply::Done`].
+    Thaw {
+        /// What is over.
+        capture: Nonce,
+    },
     /// Writes all dirty file system data to the disk. [`Reply::Done`].
     Sync,
     /// Ends user processes (SIGTERM, then SIGKILL), unmounts, flushes, powers off. [`Reply::Done`] comes before the
@@ -198,7 +205,7 @@ impl Request {
             Self::EnvClear => "env_clear",
             Self::Configure(_) => "configure",
             Self::Freeze { .. } => "freeze",
-            Self::Thaw => "thaw",
+            Self::Thaw { .. } => "thaw",
             Self::Sync => "sync",
             Self::Shutdown { .. } => "shutdown",
             Self::Info => "info",

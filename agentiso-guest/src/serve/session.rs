@@ -194,8 +194,8 @@ fn perform(agent: &Arc<Agent>, connection: &mut Connection, request: Request) ->
         Request::EnvSet { vars } => agent.environment.set(vars)?,
         Request::EnvClear => agent.environment.clear(),
         Request::Configure(configuration) => return configure::apply(agent, connection, &configuration),
-        Request::Freeze { timeout_ms } => freezer::freeze(agent, connection, timeout_ms)?,
-        Request::Thaw => freezer::thaw(agent)?,
+        Request::Freeze { capture, timeout_ms } => freezer::freeze(agent, connection, capture, timeout_ms)?,
+        Request::Thaw { capture } => freezer::thaw(agent, capture)?,
         Request::Sync => rustix::fs::sync(),
         // Begun once the reply is on its way.
         Request::Shutdown { .. } => {}

@@ -8,11 +8,14 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use agentiso_guest::frame::encode;
+use agentiso_guest::hello::Nonce;
 use agentiso_guest::message::{Configuration, ErrorCode, Exit, Input, Job, Reply, Request, TtySize};
 
 use crate::client::{Agent, Connection, command, exec, fresh_nonce, hello_bytes, wait_for};
 
-const FREEZE: Request = Request::Freeze { timeout_ms: 5000 };
+const CAPTURE: Nonce = Nonce::from_bytes([1; 16]);
+const FREEZE: Request = Request::Freeze { capture: CAPTURE, timeout_ms: 5000 };
+const THAW: Request = Request::Thaw { capture: CAPTURE };
 
 /// Tells the agent that it is a copy, and nothing else.
 fn become_clone(agent: &Agent) {
@@ -246,7 +249,7 @@ fn connection_lost_while_frozen_becomes_a_job_if_the_host_says_clone() {
     wait_for("the lost connection to be noticed", || agent.open_files() < 40);
     become_clone(&agent);
     let listed = jobs(&agent);
-    assert!(agent.ask(&Request::Thaw).is_done());
+    assert!(agent.ask(&THAW).is_done());
     std::fs::write(agent.path("go"), "").unwrap();
 
     assert_eq!(listed.len(), 1);
@@ -265,7 +268,7 @@ fn connection_lost_while_frozen_is_hung_up_after_a_thaw_without_a_clone() {
     }
 
     drop(connection);
-    assert!(agent.ask(&Request::Thaw).is_done());
+    assert!(agent.ask(&THAW).is_done());
 
     wait_for("the hang-up", || agent.path("hung").exists());
     assert!(jobs(&agent).is_empty());
@@ -279,7 +282,7 @@ fn stream_goes_on_without_a_byte_lost_after_freeze_and_thaw() {
     if !freeze(&agent) {
         return;
     }
-    assert!(agent.ask(&Request::Thaw).is_done());
+    assert!(agent.ask(&THAW).is_done());
 
     let answer = connection.answer();
 
@@ -301,7 +304,7 @@ fn command_that_comes_while_frozen_runs_after_the_thaw_and_never_in_a_clone() {
     let mut waiting = agent.connect();
     waiting.request(&exec(&["touch", &agent.text_path("waiting")]));
 
-    assert!(agent.ask(&Request::Thaw).is_done());
+    assert!(agent.ask(&THAW).is_done());
 
     assert_eq!(waiting.answer().exit(), Exit::Code(0));
     assert!(stale.next::<Reply>().is_none());
@@ -317,9 +320,33 @@ fn freezing_and_thawing_twice_has_no_effect() {
     let began = Instant::now();
 
     assert!(agent.ask(&FREEZE).is_done());
-    assert!(agent.ask(&Request::Thaw).is_done());
-    assert!(agent.ask(&Request::Thaw).is_done());
+    assert!(agent.ask(&THAW).is_done());
+    assert!(agent.ask(&THAW).is_done());
 
     assert!(began.elapsed() < Duration::from_secs(5));
+    assert_eq!(agent.shell("true").exit(), Exit::Code(0));
+}
+
+/// As of a host process that was killed after it had sent the request: the next one thaws first.
+#[test]
+fn freeze_that_comes_after_its_thaw_is_refused() {
+    let agent = Agent::start();
+    if !freeze(&agent) {
+        return;
+    }
+    let later = |first| Request::Freeze { capture: Nonce::from_bytes([first; 16]), timeout_ms: 5000 };
+
+    assert!(agent.ask(&THAW).is_done());
+    let late = agent.ask(&FREEZE);
+    let unfrozen = agent.shell("true");
+    assert!(agent.ask(&later(2)).is_done());
+    let late_again = agent.ask(&FREEZE);
+    let frozen = agent.shell("true");
+    assert!(agent.ask(&Request::Thaw { capture: Nonce::from_bytes([2; 16]) }).is_done());
+
+    assert_eq!(late.error().0, ErrorCode::Conflict);
+    assert_eq!(unfrozen.exit(), Exit::Code(0));
+    assert_eq!(late_again.error().0, ErrorCode::Conflict);
+    assert_eq!(frozen.error().0, ErrorCode::Conflict, "the late one thawed what is not its own");
     assert_eq!(agent.shell("true").exit(), Exit::Code(0));
 }

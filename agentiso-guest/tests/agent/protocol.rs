@@ -12,6 +12,8 @@ use agentiso_guest::message::{ErrorCode, Exit, Input, Reply, Request};
 
 use crate::client::{Agent, Connection, LIMIT, exec, fresh_nonce, hello_bytes, wait_for};
 
+/// What user processes are frozen for.
+const CAPTURE: Nonce = Nonce::from_bytes([1; NONCE_BYTES]);
 /// Memory that the agent may have at any time, in KiB.
 const MEMORY_LIMIT_KIB: u64 = 32 * 1024;
 
@@ -288,7 +290,7 @@ fn freeze_stops_user_processes_and_thaw_lets_them_run() {
     let mut running = agent.connect();
     running.request(&exec(&["/bin/sh", "-c", &format!("while :; do printf x >> {beat}; sleep 0.01; done")]));
     wait_for("the first beat", || beats() > 0);
-    let answer = agent.ask(&Request::Freeze { timeout_ms: 5000 });
+    let answer = agent.ask(&Request::Freeze { capture: CAPTURE, timeout_ms: 5000 });
     if matches!(answer.terminal, Some(Reply::Error { code: ErrorCode::NotPermitted, .. })) {
         eprintln!("skipped: no cgroup v2 that may be written to");
         return;
@@ -301,7 +303,7 @@ fn freeze_stops_user_processes_and_thaw_lets_them_run() {
     std::thread::sleep(Duration::from_millis(100));
     assert_eq!(beats(), frozen_at);
 
-    assert!(agent.ask(&Request::Thaw).is_done());
+    assert!(agent.ask(&Request::Thaw { capture: CAPTURE }).is_done());
     wait_for("the next beat", || beats() > frozen_at);
 }
 

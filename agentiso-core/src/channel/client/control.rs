@@ -1,6 +1,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
+use agentiso_guest::hello::Nonce;
 use agentiso_guest::message::{ErrorCode, Request};
+
+use uuid::Uuid;
 
 use super::{CHUNK_DEADLINE, EXEC_GRACE, GuestClient, GuestError, SYNC_DEADLINE, millis};
 
@@ -24,15 +27,16 @@ impl GuestClient {
         self.done("clear environment variables", Request::EnvClear, CHUNK_DEADLINE).await
     }
 
-    /// Freezes user processes. The guest gives up and thaws them if that takes longer than `limit`. Frozen already: no
-    /// effect.
+    /// Freezes user processes for `capture`, which is any id that was not used before. The guest gives up and thaws them
+    /// if that takes longer than `limit`. Frozen already: they stay so, for this capture from then on.
     ///
     /// # Errors
-    /// [`GuestError::NotFrozen`]: they run again. See [`GuestError`]; after any other but [`GuestError::Refused`] they may
-    /// be frozen: thaw.
-    pub async fn freeze(&self, limit: Duration) -> Result<(), GuestError> {
+    /// [`GuestError::NotFrozen`]: they run again. [`GuestError::Refused`]: `capture` was thawed already. See
+    /// [`GuestError`]; after any other but these they may be frozen: thaw.
+    pub async fn freeze(&self, capture: Uuid, limit: Duration) -> Result<(), GuestError> {
         let operation = "freeze the guest's processes";
-        let request = Request::Freeze { timeout_ms: millis(limit) };
+        let request =
+            Request::Freeze { capture: Nonce::from_bytes(capture.into_bytes()), timeout_ms: millis(limit) };
         match self.done(operation, request, limit + EXEC_GRACE).await {
             Err(GuestError::Refused { code: ErrorCode::TimedOut, .. }) => {
                 Err(GuestError::NotFrozen { operation, id: self.record.id, limit })
@@ -41,12 +45,14 @@ impl GuestClient {
         }
     }
 
-    /// Lets frozen user processes run again.
+    /// Lets user processes run again, whatever they were frozen for. A freeze for `capture` that is still on its way, as
+    /// that of a host process that was killed, is refused when it comes.
     ///
     /// # Errors
     /// See [`GuestError`].
-    pub async fn thaw(&self) -> Result<(), GuestError> {
-        self.done("thaw the guest's processes", Request::Thaw, CHUNK_DEADLINE).await
+    pub async fn thaw(&self, capture: Uuid) -> Result<(), GuestError> {
+        let request = Request::Thaw { capture: Nonce::from_bytes(capture.into_bytes()) };
+        self.done("thaw the guest's processes", request, CHUNK_DEADLINE).await
     }
 
     /// Writes all dirty file system data to the machine's disk, within 15 s.

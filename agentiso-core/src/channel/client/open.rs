@@ -81,7 +81,7 @@ fn pipelining_of(request: &Request) -> Pipelining {
         | Request::JobStart { .. }
         | Request::Configure(_)
         | Request::Freeze { .. }
-        | Request::Thaw => Pipelining::Once,
+        | Request::Thaw { .. } => Pipelining::Once,
         Request::JobWait { .. }
         | Request::JobAttach { .. }
         | Request::JobSignal { .. }
@@ -100,7 +100,7 @@ fn lane_of(request: &Request, asked: Lane) -> Lane {
         Request::JobSignal { .. }
         | Request::Configure(_)
         | Request::Freeze { .. }
-        | Request::Thaw
+        | Request::Thaw { .. }
         | Request::Sync
         | Request::Shutdown { .. } => Lane::Control,
         _ => asked,

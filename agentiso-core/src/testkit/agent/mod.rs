@@ -111,7 +111,7 @@ fn method_of(request: &Request) -> &'static str {
         Request::EnvClear => "agent.env_clear",
         Request::Configure(_) => "agent.configure",
         Request::Freeze { .. } => "agent.freeze",
-        Request::Thaw => "agent.thaw",
+        Request::Thaw { .. } => "agent.thaw",
         Request::Sync => "agent.sync",
         Request::Shutdown { .. } => "agent.shutdown",
         Request::Info => "agent.info",
@@ -160,11 +160,15 @@ async fn operate<S: AsyncRead + AsyncWrite + Unpin + Send>(
             configure(&mut guest.state().configuration, *configuration);
             Ok(configured(received))
         }
+        Request::Freeze { capture, .. } if guest.state().over.contains(&capture) => {
+            Err(Refusal::new(ErrorCode::Conflict, "freeze: that capture is over"))
+        }
         Request::Freeze { .. } => {
             guest.set_frozen(true);
             Ok(Reply::Done)
         }
-        Request::Thaw => {
+        Request::Thaw { capture } => {
+            guest.state().over.push(capture);
             guest.set_frozen(false);
             Ok(Reply::Done)
         }

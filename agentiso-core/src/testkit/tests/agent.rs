@@ -188,13 +188,13 @@ async fn configuration_adds_up() {
 async fn frozen_processes_print_nothing_while_the_agent_answers() {
     let scene = Scene::new().await;
     let client = scene.client();
-    client.freeze(Duration::from_secs(1)).await.unwrap();
+    client.freeze(uuid::Uuid::from_u128(1), Duration::from_secs(1)).await.unwrap();
 
     let mut stream = client.exec(ExecSpec::program(["echo", "x"])).await.unwrap();
     stream.next().await.unwrap();
     let early = tokio::time::timeout(Duration::from_millis(50), stream.next()).await;
     client.ping().await.unwrap();
-    client.thaw().await.unwrap();
+    client.thaw(uuid::Uuid::from_u128(1)).await.unwrap();
 
     assert!(early.is_err());
     assert_eq!(stream.next().await.unwrap(), Some(ExecEvent::Stdout(b"x\n".to_vec())));

@@ -1,5 +1,7 @@
 //! Templates, live forks and snapshots with memory.
 
+use std::time::Duration;
+
 use super::recovery::{Victim, called};
 use super::{Scene, create, eventually, try_create};
 use crate::testkit::Fault;
@@ -320,6 +322,31 @@ async fn process_killed_while_capturing_leaves_a_parent_that_the_next_opener_wak
         parent.destroy().await.unwrap();
         assert_eq!(scene.leftovers().await, Vec::<String>::new(), "{method}");
     }
+}
+
+/// A guest may be slow enough to get the request only after the next opener has cleaned up.
+#[tokio::test]
+async fn freeze_of_a_killed_process_that_comes_late_freezes_nothing() {
+    let scene = Scene::new().await;
+    let parent = create(&scene.open().await, "p").await;
+    let guest = scene.fakes.guest(parent.id()).unwrap();
+    scene.fakes.faults().arm("agent.freeze", 1, Fault::Delay(Duration::from_secs(3)));
+    let victim = Victim::stuck_in(&scene, async |host| {
+        drop(host.workspace("p").await.unwrap().fork(forks(1)).await);
+    })
+    .await;
+    called(&scene, "agent.freeze", 1).await;
+    victim.kill();
+
+    eventually("what the killed process had begun is gone", async || {
+        let host = scene.open().await;
+        host.workspace("p").await.unwrap().snapshots().await.unwrap().is_empty()
+            && scene.fakes.faults().count("agent.thaw") > 0
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+
+    assert!(!guest.is_frozen());
 }
 
 #[tokio::test]

@@ -99,7 +99,7 @@ async fn freeze_that_takes_too_long_is_told_from_other_refusals() {
         agent.reply(Reply::Error { code: ErrorCode::TimedOut, message }).await;
     });
 
-    let error = client.freeze(Duration::from_secs(2)).await.unwrap_err();
+    let error = client.freeze(uuid::Uuid::from_u128(1), Duration::from_secs(2)).await.unwrap_err();
 
     assert!(matches!(error, GuestError::NotFrozen { .. }), "{error:?}");
     assert!(error.to_string().contains("run again"), "{error}");

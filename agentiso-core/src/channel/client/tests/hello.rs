@@ -387,7 +387,7 @@ async fn busy_agent_is_asked_again_until_it_is_free() {
         agent.reply(Reply::Done).await;
     });
 
-    client.thaw().await.unwrap();
+    client.thaw(uuid::Uuid::from_u128(1)).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -398,7 +398,7 @@ async fn agent_that_stays_busy_is_an_error_at_the_connect_limit() {
     });
     let began = Instant::now();
 
-    let result = client.thaw().await;
+    let result = client.thaw(uuid::Uuid::from_u128(1)).await;
 
     assert!(matches!(result, Err(GuestError::AgentBusy { .. })), "{result:?}");
     assert!(began.elapsed() >= CONNECT_LIMIT && began.elapsed() < CONNECT_LIMIT * 2);
@@ -430,7 +430,7 @@ async fn connection_closed_before_the_welcome_is_made_again() {
         agent.reply(Reply::Done).await;
     });
 
-    client.thaw().await.unwrap();
+    client.thaw(uuid::Uuid::from_u128(1)).await.unwrap();
 }
 
 #[tokio::test]

@@ -43,7 +43,7 @@ async fn whoever_does_not_know_the_key_is_not_taken_for_the_machine() {
                 agent.stay_silent().await;
             });
 
-            let error = client.thaw().await.unwrap_err();
+            let error = client.thaw(uuid::Uuid::from_u128(1)).await.unwrap_err();
 
             assert!(matches!(error, GuestError::Stranger { .. }), "{error:?}");
             assert!(error.to_string().contains("stop and start"), "{error}");

@@ -52,8 +52,8 @@ async fn reply_of_another_operation_is_refused_everywhere() {
     assert!(is_protocol(&entry.configure(Configure::default()).await));
     assert!(is_protocol(&entry.env_set(BTreeMap::new()).await));
     assert!(is_protocol(&entry.env_clear().await));
-    assert!(is_protocol(&entry.freeze(Duration::from_secs(1)).await));
-    assert!(is_protocol(&entry.thaw().await));
+    assert!(is_protocol(&entry.freeze(uuid::Uuid::from_u128(1), Duration::from_secs(1)).await));
+    assert!(is_protocol(&entry.thaw(uuid::Uuid::from_u128(1)).await));
     assert!(is_protocol(&entry.sync().await));
     assert!(is_protocol(&entry.shutdown(Duration::ZERO).await));
     assert!(is_protocol(&entry.exec_collect(ExecSpec::shell(""), CollectOptions::default()).await));

@@ -12,7 +12,7 @@ use crate::channel::{ChannelError, client::*};
 async fn serve(mut agent: Agent) {
     agent.accept().await;
     match agent.request().await {
-        Request::Ping | Request::Thaw | Request::Void { .. } => {
+        Request::Ping | Request::Thaw { .. } | Request::Void { .. } => {
             agent.reply(Reply::Done).await;
         }
         _ => {
@@ -41,7 +41,7 @@ async fn thirty_commands_run_at_once_and_control_still_gets_through() {
         running.push(stream);
     }
 
-    machine.client.thaw().await.unwrap();
+    machine.client.thaw(uuid::Uuid::from_u128(1)).await.unwrap();
     let hurried = machine.client.clone().with_connect_limit(Duration::from_millis(50));
     let busy = hurried.ping().await;
     assert!(
@@ -65,7 +65,7 @@ async fn slot_whose_agent_is_stuck_is_left_for_another() {
     .await;
     let began = Instant::now();
 
-    machine.client.thaw().await.unwrap();
+    machine.client.thaw(uuid::Uuid::from_u128(1)).await.unwrap();
 
     assert!(began.elapsed() >= Duration::from_millis(1400), "{:?}", began.elapsed());
     assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
