@@ -1,13 +1,18 @@
 //! The contract of [`Hypervisor`].
 
+mod disk;
+mod end;
+
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+pub use disk::*;
+pub use end::*;
 
 use super::{PATIENCE, eventually, names_in, through_text};
 use crate::{
-    hypervisor::{Hypervisor, HypervisorError, LaunchSpec, Machine, MachineLog, MachineStatus, StreamStatus},
-    storage::{DiskLayer, LayerId, ShortenPlan},
+    hypervisor::{Hypervisor, HypervisorError, LaunchSpec, Machine, MachineLog, MachineStatus},
+    storage::DiskLayer,
 };
 
 /// What the hypervisor at hand supplies. Dropping it removes what the check left.
@@ -197,137 +202,6 @@ pub async fn machines_do_not_affect_each_other(fixture: &dyn HypervisorFixture) 
     hypervisor.kill(&other).await.unwrap();
 }
 
-/// The active layer is the first of the chain, then the one pivoted to. "Already on that layer: no effect."
-pub async fn pivot_moves_to_the_new_layer(fixture: &dyn HypervisorFixture) {
-    let hypervisor = fixture.open().await;
-    let spec = fixture.spec().await;
-    let first = spec.disk.layers[0].id.clone();
-    let machine = hypervisor.launch(spec).await.unwrap();
-
-    assert_eq!(hypervisor.active_layer(&machine).await.unwrap(), first);
-    for _ in 0..3 {
-        let layer = fixture.empty_layer(&machine).await;
-        for _ in 0..2 {
-            hypervisor.pivot_disk(&machine, &layer).await.unwrap();
-            assert_eq!(hypervisor.active_layer(&machine).await.unwrap(), layer.id);
-        }
-    }
-    assert_eq!(status(&*hypervisor, &machine).await, MachineStatus::Running);
-    hypervisor.kill(&machine).await.unwrap();
-}
-
-/// A paused machine pivots and stays paused.
-pub async fn pivot_works_while_paused(fixture: &dyn HypervisorFixture) {
-    let hypervisor = fixture.open().await;
-    let machine = hypervisor.launch(fixture.spec().await).await.unwrap();
-    let layer = fixture.empty_layer(&machine).await;
-
-    hypervisor.pause(&machine).await.unwrap();
-    hypervisor.pivot_disk(&machine, &layer).await.unwrap();
-
-    assert_eq!(status(&*hypervisor, &machine).await, MachineStatus::Paused);
-    assert_eq!(hypervisor.active_layer(&machine).await.unwrap(), layer.id);
-    hypervisor.kill(&machine).await.unwrap();
-}
-
-/// "On failure the machine goes on with the layer it had." A later pivot works.
-pub async fn pivot_to_a_missing_layer_changes_nothing(fixture: &dyn HypervisorFixture) {
-    let hypervisor = fixture.open().await;
-    let machine = hypervisor.launch(fixture.spec().await).await.unwrap();
-    let before = hypervisor.active_layer(&machine).await.unwrap();
-    let layer = fixture.empty_layer(&machine).await;
-    let missing =
-        DiskLayer { id: LayerId::random(), path: layer.path.with_file_name("missing"), ..layer.clone() };
-
-    let result = hypervisor.pivot_disk(&machine, &missing).await;
-
-    assert!(result.is_err());
-    assert_eq!(hypervisor.active_layer(&machine).await.unwrap(), before);
-    assert_eq!(status(&*hypervisor, &machine).await, MachineStatus::Running);
-    hypervisor.pivot_disk(&machine, &layer).await.unwrap();
-    assert_eq!(hypervisor.active_layer(&machine).await.unwrap(), layer.id);
-    hypervisor.kill(&machine).await.unwrap();
-}
-
-/// A running machine that has pivoted a few times, and the plan to leave it its topmost and its lowest layer.
-async fn machine_with_layers(fixture: &dyn HypervisorFixture) -> (Machine, ShortenPlan) {
-    let hypervisor = fixture.open().await;
-    let spec = fixture.spec().await;
-    let mut layers = spec.disk.layers.clone();
-    let machine = hypervisor.launch(spec).await.unwrap();
-    for _ in 0..3 {
-        let layer = fixture.empty_layer(&machine).await;
-        hypervisor.pivot_disk(&machine, &layer).await.unwrap();
-        layers.insert(0, layer);
-    }
-    let top = layers.remove(0);
-    let base = layers.pop().unwrap().id;
-    let dropped = layers.into_iter().map(|layer| layer.id).collect();
-    (machine, ShortenPlan { top, dropped, base, beneath: 1 })
-}
-
-async fn is_streamed(fixture: &dyn HypervisorFixture, machine: &Machine, plan: &ShortenPlan) -> bool {
-    fixture.open().await.stream_disk(machine, plan).await.unwrap() == StreamStatus::Done
-}
-
-/// "Starts the copying, or says how far it is", to any process, and "Done, each time from then on". The machine runs
-/// on and pivots as before.
-pub async fn stream_leaves_the_layers_of_the_plan(fixture: &dyn HypervisorFixture) {
-    let hypervisor = fixture.open().await;
-    let (machine, plan) = machine_with_layers(fixture).await;
-
-    let first = hypervisor.stream_disk(&machine, &plan).await.unwrap();
-    eventually("all is copied", async || is_streamed(fixture, &machine, &plan).await).await;
-
-    assert!(matches!(first, StreamStatus::Running { .. }), "{first:?}");
-    assert!(is_streamed(fixture, &machine, &plan).await);
-    assert_eq!(hypervisor.cancel_stream(&machine, &plan).await.unwrap(), StreamStatus::Done);
-    assert_eq!(hypervisor.active_layer(&machine).await.unwrap(), plan.top.id);
-    assert_eq!(status(&*hypervisor, &machine).await, MachineStatus::Running);
-    let layer = fixture.empty_layer(&machine).await;
-    hypervisor.pivot_disk(&machine, &layer).await.unwrap();
-    assert_eq!(hypervisor.active_layer(&machine).await.unwrap(), layer.id);
-    hypervisor.kill(&machine).await.unwrap();
-}
-
-/// "It can pivot then." Nothing under way: "Idle". The copying can begin again.
-pub async fn cancelled_stream_lets_the_disk_pivot(fixture: &dyn HypervisorFixture) {
-    let hypervisor = fixture.open().await;
-    let (machine, mut plan) = machine_with_layers(fixture).await;
-
-    let nothing = hypervisor.cancel_stream(&machine, &plan).await.unwrap();
-    hypervisor.stream_disk(&machine, &plan).await.unwrap();
-    let cancelled = fixture.open().await.cancel_stream(&machine, &plan).await.unwrap();
-    let layer = fixture.empty_layer(&machine).await;
-    hypervisor.pivot_disk(&machine, &layer).await.unwrap();
-
-    assert_eq!(nothing, StreamStatus::Idle);
-    // It may have come to its end before it was given up.
-    match cancelled {
-        StreamStatus::Idle => plan.dropped.insert(0, plan.top.id),
-        _ => plan.dropped = vec![plan.top.id],
-    }
-    plan.top = layer;
-    assert_eq!(hypervisor.active_layer(&machine).await.unwrap(), plan.top.id);
-    eventually("all is copied", async || is_streamed(fixture, &machine, &plan).await).await;
-    hypervisor.kill(&machine).await.unwrap();
-}
-
-/// "Fails if the machine's topmost layer is another."
-pub async fn stream_of_another_chain_changes_nothing(fixture: &dyn HypervisorFixture) {
-    let hypervisor = fixture.open().await;
-    let (machine, plan) = machine_with_layers(fixture).await;
-    let other = ShortenPlan { top: fixture.empty_layer(&machine).await, ..plan.clone() };
-
-    assert!(hypervisor.stream_disk(&machine, &other).await.is_err());
-
-    assert_eq!(hypervisor.cancel_stream(&machine, &other).await.unwrap(), StreamStatus::Idle);
-    assert_eq!(hypervisor.active_layer(&machine).await.unwrap(), plan.top.id);
-    assert_eq!(status(&*hypervisor, &machine).await, MachineStatus::Running);
-    eventually("all is copied", async || is_streamed(fixture, &machine, &plan).await).await;
-    hypervisor.kill(&machine).await.unwrap();
-}
-
 /// "`false` if the time was over first": not before, and not much later.
 pub async fn wait_exit_is_false_while_it_runs(fixture: &dyn HypervisorFixture) {
     let hypervisor = fixture.open().await;
@@ -340,117 +214,6 @@ pub async fn wait_exit_is_false_while_it_runs(fixture: &dyn HypervisorFixture) {
     assert!(!exited);
     assert!(begin.elapsed() >= limit, "after {:?}", begin.elapsed());
     assert!(begin.elapsed() < PATIENCE, "after {:?}", begin.elapsed());
-    hypervisor.kill(&machine).await.unwrap();
-}
-
-/// A machine whose process dies has exited, for those who wait and those who look.
-pub async fn crash_is_noticed(fixture: &dyn HypervisorFixture) {
-    let hypervisor = fixture.open().await;
-    let machine = hypervisor.launch(fixture.spec().await).await.unwrap();
-    let waiter = fixture.open().await;
-
-    let (exited, ()) = tokio::join!(waiter.wait_exit(&machine, PATIENCE), async {
-        tokio::task::yield_now().await;
-        fixture.crash(&machine).await;
-    });
-
-    assert!(exited.unwrap());
-    assert!(!hypervisor.is_alive(&machine));
-    assert_eq!(status(&*hypervisor, &machine).await, MachineStatus::Exited);
-    assert!(!is_listed(&*hypervisor, &machine).await);
-    hypervisor.kill(&machine).await.unwrap();
-}
-
-/// Nothing but [`HypervisorError::Gone`] for a machine that is not there.
-pub async fn operations_on_an_exited_machine_say_gone(fixture: &dyn HypervisorFixture) {
-    let hypervisor = fixture.open().await;
-    let machine = hypervisor.launch(fixture.spec().await).await.unwrap();
-    let layer = fixture.empty_layer(&machine).await;
-    let plan = ShortenPlan { top: layer.clone(), dropped: Vec::new(), base: layer.id.clone(), beneath: 1 };
-    fixture.crash(&machine).await;
-    assert!(hypervisor.wait_exit(&machine, PATIENCE).await.unwrap());
-
-    let results = [
-        ("pause", hypervisor.pause(&machine).await),
-        ("resume", hypervisor.resume(&machine).await),
-        ("active_layer", hypervisor.active_layer(&machine).await.map(drop)),
-        ("pivot_disk", hypervisor.pivot_disk(&machine, &layer).await),
-        ("stream_disk", hypervisor.stream_disk(&machine, &plan).await.map(drop)),
-        ("cancel_stream", hypervisor.cancel_stream(&machine, &plan).await.map(drop)),
-        ("power_button", hypervisor.power_button(&machine).await),
-    ];
-
-    for (operation, result) in results {
-        let gone = matches!(result, Err(HypervisorError::Gone { id }) if id == machine.id);
-        assert!(gone, "{operation}: {result:?}");
-    }
-    hypervisor.kill(&machine).await.unwrap();
-}
-
-/// Asserts that nothing is left of a machine but logs.
-async fn assert_removed(hypervisor: &dyn Hypervisor, machine: &Machine) {
-    assert!(!hypervisor.is_alive(machine));
-    assert_eq!(status(hypervisor, machine).await, MachineStatus::Exited);
-    assert!(hypervisor.wait_exit(machine, Duration::ZERO).await.unwrap());
-    let of_it: Vec<_> =
-        hypervisor.processes().await.unwrap().into_iter().filter(|(id, _)| *id == machine.id).collect();
-    assert!(of_it.is_empty(), "left {of_it:?}");
-    let rest: Vec<String> =
-        names_in(&machine.run_dir).into_iter().filter(|name| !name.ends_with(".log")).collect();
-    assert!(rest.is_empty(), "left {rest:?}");
-}
-
-/// "Ends the machine at once, waits until it is gone, and removes what belonged to its process." "Idempotent."
-pub async fn kill_leaves_only_logs(fixture: &dyn HypervisorFixture) {
-    let hypervisor = fixture.open().await;
-    let machine = hypervisor.launch(fixture.spec().await).await.unwrap();
-
-    for _ in 0..2 {
-        hypervisor.kill(&machine).await.unwrap();
-        assert_removed(&*hypervisor, &machine).await;
-    }
-}
-
-/// A paused machine is killed as a running one is.
-pub async fn kill_ends_a_paused_machine(fixture: &dyn HypervisorFixture) {
-    let hypervisor = fixture.open().await;
-    let machine = hypervisor.launch(fixture.spec().await).await.unwrap();
-    hypervisor.pause(&machine).await.unwrap();
-
-    hypervisor.kill(&machine).await.unwrap();
-
-    assert_removed(&*hypervisor, &machine).await;
-}
-
-/// "Already gone: only the removal."
-pub async fn kill_of_a_crashed_machine_removes_the_rest(fixture: &dyn HypervisorFixture) {
-    let hypervisor = fixture.open().await;
-    let machine = hypervisor.launch(fixture.spec().await).await.unwrap();
-    fixture.crash(&machine).await;
-
-    fixture.open().await.kill(&machine).await.unwrap();
-
-    assert_removed(&*hypervisor, &machine).await;
-}
-
-/// "A process that has the number but not the start time of the record is another one." It is not killed either.
-pub async fn another_process_of_the_same_number_is_not_the_machine(fixture: &dyn HypervisorFixture) {
-    let hypervisor = fixture.open().await;
-    let machine = hypervisor.launch(fixture.spec().await).await.unwrap();
-    let folder = fixture.spec().await.run_dir;
-    let mut earlier = Machine { run_dir: folder, ..machine.clone() };
-    earlier.process.start_ticks -= 1;
-    let mut earlier_boot = earlier.clone();
-    earlier_boot.process = machine.process.clone();
-    earlier_boot.process.boot_id = "00000000-0000-0000-0000-000000000000".to_owned();
-
-    for other in [earlier, earlier_boot] {
-        assert!(!hypervisor.is_alive(&other));
-        assert_eq!(status(&*hypervisor, &other).await, MachineStatus::Exited);
-        assert!(hypervisor.wait_exit(&other, Duration::ZERO).await.unwrap());
-        hypervisor.kill(&other).await.unwrap();
-        assert_eq!(status(&*hypervisor, &machine).await, MachineStatus::Running);
-    }
     hypervisor.kill(&machine).await.unwrap();
 }
 
