@@ -9,6 +9,7 @@ mod full;
 mod lifecycle;
 mod memory;
 mod model;
+mod names;
 mod network;
 mod pool;
 mod promote;

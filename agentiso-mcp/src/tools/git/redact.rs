@@ -60,7 +60,9 @@ impl Secrets {
         }
         let clean = redact_headers(&clean);
         let clean = redact_values(&clean);
-        redact_tokens(&clean)
+        let clean = redact_tokens(&clean);
+        // Again: with a value the end of an authority may have gone, and more stands before an `@` now.
+        redact_userinfo(&clean)
     }
 }
 
@@ -205,6 +207,7 @@ mod tests {
             ("To https://x:y@h/p\nTo ssh://git@h/p", "To https://***@h/p\nTo ssh://***@h/p"),
             ("https://a@b:pw@host/x", "https://***@host/x"),
             ("https://example.com/a@b", "https://example.com/a@b"),
+            ("https://h_token=a/b;c@d", "https://***@d"),
             ("git@github.com:me/r.git", "git@github.com:me/r.git"),
             ("nothing", "nothing"),
         ] {
