@@ -1,5 +1,5 @@
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
@@ -94,6 +94,8 @@ pub(super) struct GuestState {
     pub(super) configuration: Configuration,
     pub(super) clones: u32,
     pub(super) jobs: JobTable,
+    /// Connections whose request was begun, or was made void and never will be.
+    pub(super) fates: HashSet<Nonce>,
     /// Captures that were thawed.
     pub(super) over: Vec<Nonce>,
     pub(super) next_pid: u32,

@@ -66,6 +66,10 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(
     let mut wire = Wire::accept(stream, guest.clone()).await?;
     entered.leave().await;
     let request = wire.request().await?;
+    if !guest.state().fates.insert(wire.nonce()) {
+        // Made void before it came this far.
+        return Err(Disconnected);
+    }
     let method = method_of(&request);
     let entered = match guest.faults().enter(method).await {
         Ok(entered) => entered,
@@ -177,7 +181,7 @@ async fn operate<S: AsyncRead + AsyncWrite + Unpin + Send>(
             Ok(Reply::Done)
         }
         Request::Info => Ok(Reply::Info { info: Box::new(info(guest)) }),
-        // Whatever a fake agent is asked it begins at once.
+        Request::Void { nonce } if guest.state().fates.insert(nonce) => Ok(Reply::Done),
         Request::Void { .. } => Err(Refusal::new(ErrorCode::Conflict, "give up a request: it was begun")),
     };
     Ok(answer)

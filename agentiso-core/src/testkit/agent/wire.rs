@@ -73,6 +73,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Wire<S> {
         if same_generation { Ok(wire) } else { Err(Disconnected) }
     }
 
+    /// What the client calls this connection.
+    pub(super) fn nonce(&self) -> Nonce {
+        self.nonce
+    }
+
     /// The operation this connection is for.
     pub(super) async fn request(&mut self) -> Result<Request, Disconnected> {
         loop {

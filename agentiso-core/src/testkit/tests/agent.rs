@@ -214,6 +214,22 @@ async fn archive_comes_back_as_it_went_in() {
     assert_eq!(copy, b"not even a tar");
 }
 
+/// A connection kept by the client may end just when its next request is on its way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn request_that_was_not_begun_is_begun_on_another_connection() {
+    let scene = Scene::new().await;
+
+    for _ in 0..100 {
+        let client = scene.client();
+        client.ping().await.unwrap();
+        // Elsewhere the agent ends the connection at this moment.
+        let report = client.configure(Configure { clone: true, ..Configure::default() }).await;
+        report.unwrap();
+    }
+
+    assert_eq!(scene.guest().clone_configurations(), 100);
+}
+
 #[tokio::test]
 async fn armed_fault_of_the_agent_reaches_the_client() {
     let scene = Scene::new().await;
