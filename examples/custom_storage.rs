@@ -81,8 +81,8 @@ impl<S: Storage> Storage for Counting<S> {
         self.inner.destroy_disk(disk).await
     }
 
-    async fn shorten_plan(&self, disk: DiskId) -> Result<Option<ShortenPlan>, StorageError> {
-        self.inner.shorten_plan(disk).await
+    async fn shorten_plan(&self, disk: DiskId, most: usize) -> Result<Option<ShortenPlan>, StorageError> {
+        self.inner.shorten_plan(disk, most).await
     }
 
     async fn finish_shorten(&self, disk: DiskId, plan: &ShortenPlan) -> Result<(), StorageError> {

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::chain::new_base;
-pub use self::chain::{MAX_CHAIN_DEPTH, ShortenPlan};
+pub use self::chain::{FORKED_CHAIN_DEPTH, MAX_CHAIN_DEPTH, ShortenPlan};
 use crate::types::{BaseId, DiskId, SnapshotId};
 
 /// Keeps base images, disks and snapshots of disks.
@@ -92,8 +92,9 @@ pub trait Storage: Send + Sync {
     /// there, or only half made: removes what there is.
     async fn destroy_disk(&self, disk: DiskId) -> Result<(), StorageError>;
 
-    /// What makes a disk's chain of layers short again, if it has more than [`MAX_CHAIN_DEPTH`]; `None` for a shorter
-    /// one, and always from a storage whose disks have no chains. Changes nothing about the disk.
+    /// What makes a disk's chain of layers short again, if it has more than `most`, which is usually
+    /// [`MAX_CHAIN_DEPTH`], or was found too long before; `None` for a shorter one, and always from a storage whose
+    /// disks have no chains. Changes nothing about the disk.
     ///
     /// The plan is noted and stays the same until it is finished, or the disk gets another topmost layer: whoever
     /// follows it may die in the middle, and another go on. A plan that nobody followed does no harm.
@@ -101,7 +102,7 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// [`StorageError::Full`]: the host's disk might not hold what would be copied.
     /// [`StorageError::Exists`]: a snapshot of the disk is begun; finish it first.
-    async fn shorten_plan(&self, disk: DiskId) -> Result<Option<ShortenPlan>, StorageError>;
+    async fn shorten_plan(&self, disk: DiskId, most: usize) -> Result<Option<ShortenPlan>, StorageError>;
 
     /// Takes the layers that a plan drops out of a disk's chain, and removes those that no snapshot and no other disk
     /// uses. The disk's user, if there is one, has followed the plan: the topmost layer holds, on stable storage, all

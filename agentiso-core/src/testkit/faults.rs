@@ -86,6 +86,7 @@ pub const METHODS: &[&str] = &[
     "agent.sync",
     "agent.shutdown",
     "agent.info",
+    "agent.void",
 ];
 
 /// What goes wrong with one call.

@@ -246,7 +246,7 @@ impl Storage for FakeStorage {
             .await
     }
 
-    async fn shorten_plan(&self, disk: DiskId) -> Result<Option<ShortenPlan>, StorageError> {
+    async fn shorten_plan(&self, disk: DiskId, most: usize) -> Result<Option<ShortenPlan>, StorageError> {
         let method = self.method;
         self.host
             .call("storage.shorten_plan", |state| {
@@ -261,7 +261,7 @@ impl Storage for FakeStorage {
                     None => {
                         let shared: Vec<bool> =
                             found.layers.iter().map(|layer| disks.is_shared(layer, disk)).collect();
-                        let Some(at) = new_base(&shared) else { return Ok(None) };
+                        let Some(at) = new_base(&shared, most) else { return Ok(None) };
                         if let Some((pending, _)) = found.pending {
                             return Err(exists(format_args!("unfinished snapshot {pending} of disk {disk}")));
                         }

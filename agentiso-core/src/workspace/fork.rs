@@ -65,7 +65,7 @@ impl Engine {
                 let plan = Plan { begin: point.begin, origin: point.origin(&record), ..plan };
                 let mut boots = Boots::new(&engine, plan, callers);
                 engine.reserve_forks(&mut boots, forks).await;
-                engine.shorten_afterwards(&record).await;
+                engine.shorten_parent(&record).await;
                 // From here on the forks have disks of their own; their parent is free.
                 drop(parent);
                 let mut report = boots.report(origin).await;

@@ -10,7 +10,7 @@
 use super::engine::Engine;
 use crate::error::EngineError;
 use crate::hypervisor::StreamStatus;
-use crate::storage::{ShortenPlan, StorageError};
+use crate::storage::{FORKED_CHAIN_DEPTH, MAX_CHAIN_DEPTH, ShortenPlan, StorageError};
 use crate::store::WorkspaceRecord;
 
 impl Engine {
@@ -20,7 +20,7 @@ impl Engine {
     /// On failure the machine may still be copying, and its disk does not move.
     pub(super) async fn shorten_before_pivot(&self, record: &WorkspaceRecord) -> Result<(), EngineError> {
         let Some(runtime) = self.living(record) else { return Ok(()) };
-        let plan = match self.backends.storage.shorten_plan(record.disk()).await {
+        let plan = match self.backends.storage.shorten_plan(record.disk(), MAX_CHAIN_DEPTH).await {
             Ok(Some(plan)) => plan,
             // Nobody copies without a plan.
             Ok(None) | Err(StorageError::Full { .. } | StorageError::Exists { .. }) => return Ok(()),
@@ -34,14 +34,25 @@ impl Engine {
     /// machine may have got rid of them: starts copying, or notes its end. What goes wrong is said in a warning and
     /// tried again the next time: a long chain is slower, not wrong.
     pub(super) async fn shorten_afterwards(&self, record: &WorkspaceRecord) {
-        if let Err(error) = self.try_shorten(record).await {
+        self.shorten_beyond(record, MAX_CHAIN_DEPTH).await;
+    }
+
+    /// The same for a workspace that was forked: earlier, so that its next forks need not.
+    pub(super) async fn shorten_parent(&self, record: &WorkspaceRecord) {
+        self.shorten_beyond(record, FORKED_CHAIN_DEPTH).await;
+    }
+
+    async fn shorten_beyond(&self, record: &WorkspaceRecord, most: usize) {
+        if let Err(error) = self.try_shorten(record, most).await {
             tracing::warn!(workspace = %record.name, error = %error.report(), "could not shorten the disk's chain");
         }
     }
 
-    async fn try_shorten(&self, record: &WorkspaceRecord) -> Result<(), EngineError> {
+    async fn try_shorten(&self, record: &WorkspaceRecord, most: usize) -> Result<(), EngineError> {
         let Some(runtime) = self.living(record) else { return Ok(()) };
-        let Some(plan) = self.backends.storage.shorten_plan(record.disk()).await? else { return Ok(()) };
+        let Some(plan) = self.backends.storage.shorten_plan(record.disk(), most).await? else {
+            return Ok(());
+        };
         let status = self.backends.hypervisor.stream_disk(&runtime.machine, &plan).await?;
         self.note_shortened(record, status, &plan).await
     }

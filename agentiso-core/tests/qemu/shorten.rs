@@ -141,7 +141,7 @@ impl Scene {
     }
 
     async fn plan(&self, fixture: &Fixture) -> ShortenPlan {
-        fixture.storage().shorten_plan(self.disk).await.unwrap().unwrap()
+        fixture.storage().shorten_plan(self.disk, MAX_CHAIN_DEPTH).await.unwrap().unwrap()
     }
 
     /// Waits until a process that was not there when it began sees the end.

@@ -171,8 +171,8 @@ impl Storage for Qcow2Storage {
         self.on_folder(move |folder| disks::destroy(folder, disk)).await
     }
 
-    async fn shorten_plan(&self, disk: DiskId) -> Result<Option<ShortenPlan>, StorageError> {
-        self.on_folder(move |folder| shorten::plan(folder, disk)).await
+    async fn shorten_plan(&self, disk: DiskId, most: usize) -> Result<Option<ShortenPlan>, StorageError> {
+        self.on_folder(move |folder| shorten::plan(folder, disk, most)).await
     }
 
     async fn finish_shorten(&self, disk: DiskId, plan: &ShortenPlan) -> Result<(), StorageError> {

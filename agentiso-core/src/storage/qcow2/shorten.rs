@@ -7,17 +7,17 @@ use super::{
     sweep::Records,
 };
 use crate::{
-    storage::{MAX_CHAIN_DEPTH, ShortenPlan, StorageError, new_base},
+    storage::{ShortenPlan, StorageError, new_base},
     types::DiskId,
 };
 
-pub(super) fn plan(folder: &Folder, disk: DiskId) -> Result<Option<ShortenPlan>, StorageError> {
+pub(super) fn plan(folder: &Folder, disk: DiskId, most: usize) -> Result<Option<ShortenPlan>, StorageError> {
     let _lock = folder.lock_shared()?;
     let mut manifest = read(folder, disk)?;
     if let Some(plan) = noted(folder, &manifest) {
         return Ok(Some(plan));
     }
-    if manifest.layers.len() <= MAX_CHAIN_DEPTH {
+    if manifest.layers.len() <= most {
         // No need to read what others use.
         return Ok(None);
     }
@@ -25,7 +25,7 @@ pub(super) fn plan(folder: &Folder, disk: DiskId) -> Result<Option<ShortenPlan>,
     let of_others = records.named_by_others(disk);
     let shared: Vec<bool> =
         manifest.layers.iter().map(|layer| layer.base.is_some() || of_others.contains(&layer.id)).collect();
-    let Some(base) = new_base(&shared) else { return Ok(None) };
+    let Some(base) = new_base(&shared, most) else { return Ok(None) };
     if let Some(pending) = &manifest.pending {
         return Err(exists(format_args!("the unfinished snapshot {} of disk {disk}", pending.snapshot)));
     }

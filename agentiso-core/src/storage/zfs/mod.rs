@@ -225,7 +225,7 @@ impl Storage for ZfsStorage {
         self.on_shared(move |shared| disks::destroy(shared, disk)).await
     }
 
-    async fn shorten_plan(&self, disk: DiskId) -> Result<Option<ShortenPlan>, StorageError> {
+    async fn shorten_plan(&self, disk: DiskId, _most: usize) -> Result<Option<ShortenPlan>, StorageError> {
         self.on_shared(move |shared| disks::check_exists(shared, disk).map(|()| None)).await
     }
 

@@ -1,6 +1,6 @@
 use super::recovery::{Victim, called};
 use super::{Scene, create, eventually};
-use crate::storage::MAX_CHAIN_DEPTH;
+use crate::storage::{FORKED_CHAIN_DEPTH, MAX_CHAIN_DEPTH};
 use crate::testkit::Fault;
 use crate::{Host, MAX_SNAPSHOTS, Workspace};
 
@@ -43,6 +43,33 @@ async fn many_snapshots_leave_a_short_chain_and_can_all_be_restored() {
         workspace.restore(&format!("s{number}")).await.unwrap();
         assert_eq!(note(&workspace).await, number.to_string());
     }
+}
+
+/// Copying in each of many forks, while they start, took longer than the forks.
+#[tokio::test]
+async fn parent_of_many_forks_gets_short_and_none_of_them_need_to() {
+    let scene = Scene::new().await;
+    let host = scene.open().await;
+    let workspace = create(&host, "a").await;
+
+    for round in 1..=12 {
+        let before = scene.fakes.faults().count("hypervisor.stream_disk");
+        let spec = crate::ForkSpec { count: 2, ..Default::default() };
+        let report = workspace.fork(spec).await.unwrap();
+        let copying = scene.fakes.faults().count("hypervisor.stream_disk") - before;
+
+        assert!(copying <= 1, "{round}: {copying}");
+        for fork in report.workers {
+            let fork = host.workspace(&fork.name).await.unwrap();
+            assert!(depth(&scene, &fork).await <= MAX_CHAIN_DEPTH, "{round}");
+            fork.destroy().await.unwrap();
+        }
+        // As the next opener does: the copying may have ended.
+        scene.open().await;
+    }
+
+    assert!(scene.fakes.faults().count("hypervisor.stream_disk") > 0);
+    assert!(depth(&scene, &workspace).await <= FORKED_CHAIN_DEPTH);
 }
 
 #[tokio::test]

@@ -155,7 +155,7 @@ fn prepare_long(path: &Path, ids: &Ids) {
 /// The same, its user pulling layers together.
 fn prepare_shortening(path: &Path, ids: &Ids) {
     prepare_long(path, ids);
-    shorten::plan(&open(path), ids.long).unwrap().unwrap();
+    shorten::plan(&open(path), ids.long, MAX_CHAIN_DEPTH).unwrap().unwrap();
 }
 
 type Operation = fn(&Folder, &Ids) -> Result<(), StorageError>;
@@ -182,12 +182,13 @@ const OPERATIONS: &[(&str, Operation)] = &[
 ];
 
 /// The same for a disk with a long chain.
-const ON_LONG: &[(&str, Operation)] =
-    &[("shorten_plan", |folder, ids| shorten::plan(folder, ids.long).map(|plan| drop(plan.unwrap())))];
+const ON_LONG: &[(&str, Operation)] = &[("shorten_plan", |folder, ids| {
+    shorten::plan(folder, ids.long, MAX_CHAIN_DEPTH).map(|plan| drop(plan.unwrap()))
+})];
 
 /// The same while it is being shortened.
 const ON_SHORTENING: &[(&str, Operation)] = &[("finish_shorten", |folder, ids| {
-    let plan = shorten::plan(folder, ids.long)?.unwrap();
+    let plan = shorten::plan(folder, ids.long, MAX_CHAIN_DEPTH)?.unwrap();
     shorten::finish(folder, ids.long, &plan)
 })];
 

@@ -196,7 +196,7 @@ impl Run {
             }
             Operation::Shorten(disk, ends) => {
                 let disk = model.pick(disk)?;
-                let plan = storage.shorten_plan(disk).await.unwrap()?;
+                let plan = storage.shorten_plan(disk, MAX_CHAIN_DEPTH).await.unwrap()?;
                 let chain = storage.open_disk(disk).await.unwrap();
                 pull_up(&chain, &plan);
                 if ends {

@@ -4,7 +4,7 @@
 
 use super::{StorageFixture, assert_error, disk_from, marker_of, new_disk, read, snapshot, snapshots, write};
 use crate::{
-    storage::{DiskOrigin, MAX_CHAIN_DEPTH, Outcome, ShortenPlan, StorageError},
+    storage::{DiskOrigin, FORKED_CHAIN_DEPTH, MAX_CHAIN_DEPTH, Outcome, ShortenPlan, StorageError},
     types::{DiskId, SnapshotId},
 };
 
@@ -23,7 +23,7 @@ async fn disk_with_snapshots(fixture: &dyn StorageFixture, count: u8) -> (DiskId
 }
 
 async fn plan(fixture: &dyn StorageFixture, disk: DiskId) -> Option<ShortenPlan> {
-    fixture.open().await.shorten_plan(disk).await.unwrap()
+    fixture.open().await.shorten_plan(disk, MAX_CHAIN_DEPTH).await.unwrap()
 }
 
 async fn depth(fixture: &dyn StorageFixture, disk: DiskId) -> usize {
@@ -44,7 +44,22 @@ pub async fn short_chain_has_no_plan(fixture: &dyn StorageFixture) {
 
     assert_eq!(plan(fixture, disk).await, None);
     assert!(depth(fixture, disk).await <= MAX_CHAIN_DEPTH);
-    assert_error!(fixture.open().await.shorten_plan(DiskId::random()).await, NotFound);
+    assert_error!(fixture.open().await.shorten_plan(DiskId::random(), MAX_CHAIN_DEPTH).await, NotFound);
+}
+
+/// "If it has more than `most`, or was found too long before."
+pub async fn shorter_chain_is_too_long_for_who_says_so(fixture: &dyn StorageFixture) {
+    let (disk, _) = disk_with_snapshots(fixture, SNAPSHOTS_FOR_A_LONG_CHAIN - 2).await;
+    let storage = fixture.open().await;
+
+    assert_eq!(plan(fixture, disk).await, None);
+    let Some(found) = storage.shorten_plan(disk, FORKED_CHAIN_DEPTH).await.unwrap() else { return };
+    assert_eq!(plan(fixture, disk).await.as_ref(), Some(&found));
+    shorten(fixture, disk).await;
+
+    assert!(depth(fixture, disk).await < FORKED_CHAIN_DEPTH);
+    assert_eq!(storage.shorten_plan(disk, FORKED_CHAIN_DEPTH).await.unwrap(), None);
+    assert_eq!(read(fixture, disk).await, SNAPSHOTS_FOR_A_LONG_CHAIN - 2);
 }
 
 /// The disk shows the same through fewer layers, whatever was written to it meanwhile. "Finished already: no effect."
@@ -70,7 +85,7 @@ pub async fn long_chain_gets_short_and_shows_the_same(fixture: &dyn StorageFixtu
         assert_eq!(after.layers[1..], before.layers[1 + plan.dropped.len()..]);
         assert!(after.layers.len() < MAX_CHAIN_DEPTH);
         assert_eq!(read(fixture, disk).await, written_meanwhile.unwrap_or(SNAPSHOTS_FOR_A_LONG_CHAIN + 3));
-        assert_eq!(storage.shorten_plan(disk).await.unwrap(), None);
+        assert_eq!(storage.shorten_plan(disk, MAX_CHAIN_DEPTH).await.unwrap(), None);
         assert_eq!(snapshots(fixture, disk).await, ids);
     }
 }
@@ -103,7 +118,7 @@ pub async fn plan_waits_for_a_snapshot_that_is_begun(fixture: &dyn StorageFixtur
     let (first, second) = (SnapshotId::random(), SnapshotId::random());
 
     storage.begin_snapshot(disk, first).await.unwrap();
-    if let Err(error) = storage.shorten_plan(disk).await {
+    if let Err(error) = storage.shorten_plan(disk, MAX_CHAIN_DEPTH).await {
         assert!(matches!(error, StorageError::Exists { .. }), "{error}");
     }
     storage.finish_snapshot(disk, first, Outcome::Commit).await.unwrap();

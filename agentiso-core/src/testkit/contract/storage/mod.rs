@@ -80,6 +80,7 @@ macro_rules! storage_contract {
                 usage_lists_snapshots_oldest_first,
                 usage_counts_each_layer_once,
                 short_chain_has_no_plan,
+                shorter_chain_is_too_long_for_who_says_so,
                 long_chain_gets_short_and_shows_the_same,
                 plan_stays_until_the_disk_gets_another_layer,
                 plan_waits_for_a_snapshot_that_is_begun,
