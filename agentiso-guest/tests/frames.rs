@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on must stop")]
 
 use agentiso_guest::frame::{
-    Decoder, Frame, FrameError, LENGTH_BYTES, OrHello, Skipped, encode, encode_plain,
+    Decoder, Frame, FrameError, LENGTH_BYTES, Message as _, OrHello, Skipped, encode, encode_plain,
 };
 use agentiso_guest::hello::{Hello, NONCE_BYTES, Nonce};
 use agentiso_guest::limits::{MAX_MESSAGE_SIZE, MAX_PAYLOAD_SIZE};
@@ -265,6 +265,24 @@ fn message_interrupted_by_a_hello_is_noticed() {
 
     decoder.feed(b"x");
     assert!(!decoder.is_interrupted_by_hello());
+}
+
+/// What is passed over must end where it ends for whoever reads it.
+#[test]
+fn message_of_a_word_alone_has_nothing_else_in_it() {
+    for word in ["ping", "job_list", "env_clear", "sync", "info"] {
+        assert!(Request::from_json(format!(r#"{{"op":"{word}"}}"#).as_bytes()).is_ok(), "{word}");
+        for more in [r#""payload":5"#, r#""hello":[]"#, r#""else":1"#] {
+            let body = format!(r#"{{"op":"{word}",{more}}}"#);
+            assert!(Request::from_json(body.as_bytes()).is_err(), "{body}");
+        }
+    }
+    for word in ["stdin_end", "end"] {
+        assert!(Input::from_json(format!(r#"{{"in":"{word}"}}"#).as_bytes()).is_ok(), "{word}");
+        assert!(Input::from_json(format!(r#"{{"in":"{word}","payload":5}}"#).as_bytes()).is_err(), "{word}");
+    }
+    assert!(Reply::from_json(br#"{"re":"done"}"#).is_ok());
+    assert!(Reply::from_json(br#"{"re":"done","payload":5}"#).is_err());
 }
 
 #[test]

@@ -7,7 +7,20 @@ mod request;
 pub use reply::{Entry, EntryKind, ErrorCode, Exit, GuestInfo, Job, Reply};
 pub use request::{Command, Compression, Configuration, Input, NetworkConfiguration, Request, TtySize};
 
+use serde::{Deserialize, Deserializer};
+
 use crate::frame::Message;
+
+/// For messages of a word alone: refuses whatever else stands there.
+///
+/// serde passes it over in variants without fields, `deny_unknown_fields` or not, and whoever reads the same bytes to
+/// pass the message over would take a `payload` there for one.
+fn nothing_else<'de, D: Deserializer<'de>>(rest: D) -> Result<(), D::Error> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Nothing {}
+    Nothing::deserialize(rest).map(|Nothing {}| ())
+}
 
 impl Message for Request {
     fn payload_len(&self) -> u32 {

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::nothing_else;
 use crate::tree::TreeEntry;
 
 /// What the agent answers.
@@ -84,6 +85,7 @@ pub enum Reply {
         elapsed_ns: u64,
     },
     /// The operation is complete. Terminal.
+    #[serde(deserialize_with = "nothing_else")]
     Done,
     /// The operation failed. Terminal. What it had changed is undone, except where the operation says otherwise.
     Error {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::nothing_else;
 #[cfg(doc)]
 use super::{ErrorCode, Reply};
 use crate::hello::Nonce;
@@ -15,6 +16,7 @@ use crate::tree::RawPath;
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     /// Answered by [`Reply::Done`] at once.
+    #[serde(deserialize_with = "nothing_else")]
     Ping,
     /// Runs a command and streams: [`Reply::Started`], then [`Reply::Stdout`] and [`Reply::Stderr`], then
     /// [`Reply::Exited`]. Takes [`Input`] meanwhile. A lost connection gives the process group SIGHUP, then SIGKILL.
@@ -34,6 +36,7 @@ pub enum Request {
         command: Command,
     },
     /// Lists background jobs: [`Reply::Jobs`].
+    #[serde(deserialize_with = "nothing_else")]
     JobList,
     /// State and output so far of one job: [`Reply::Stdout`], [`Reply::Stderr`] (the newest bytes kept of each),
     /// then [`Reply::Job`].
@@ -143,6 +146,7 @@ pub enum Request {
         vars: BTreeMap<String, Option<String>>,
     },
     /// Removes every variable that [`Request::EnvSet`] set. [`Reply::Done`].
+    #[serde(deserialize_with = "nothing_else")]
     EnvClear,
     /// Gives the machine its identity. All of it is in force when [`Reply::Configured`] comes; anything that failed is
     /// an error that names it.
@@ -163,6 +167,7 @@ pub enum Request {
         capture: Nonce,
     },
     /// Writes all dirty file system data to the disk. [`Reply::Done`].
+    #[serde(deserialize_with = "nothing_else")]
     Sync,
     /// Ends user processes (SIGTERM, then SIGKILL), unmounts, flushes, powers off. [`Reply::Done`] comes before the
     /// power goes; the machine then disappears. An agent that serves a unix socket of its system refuses.
@@ -171,6 +176,7 @@ pub enum Request {
         grace_ms: u64,
     },
     /// What the guest is: [`Reply::Info`].
+    #[serde(deserialize_with = "nothing_else")]
     Info,
     /// Makes sure that the request that went out with a hello is not carried out: [`Reply::Done`] if it never was and
     /// never will be, an error ([`ErrorCode::Conflict`]) if it was begun.
@@ -354,6 +360,7 @@ pub enum Input {
         payload: u32,
     },
     /// End of the command's standard input.
+    #[serde(deserialize_with = "nothing_else")]
     StdinEnd,
     /// The terminal has another size.
     Resize {
@@ -371,5 +378,6 @@ pub enum Input {
         payload: u32,
     },
     /// All bytes of the file or archive have been sent: make it so.
+    #[serde(deserialize_with = "nothing_else")]
     End,
 }
