@@ -1,6 +1,6 @@
 //! Locks between processes that die with their holder.
 //!
-//! A lock is an exclusive `flock` on a file. The kernel releases it when its holder dies, so there is no stale lock
+//! A lock is a `flock` on a file, exclusive unless it is said to be shared. The kernel releases it when its holder dies, so there is no stale lock
 //! and nothing to break.
 
 use std::{
@@ -23,13 +23,13 @@ pub(crate) struct FileLock {
 impl FileLock {
     /// Waits for the lock. Blocks. The file and its folder are made if they are missing.
     pub(crate) fn acquire(path: &Path) -> io::Result<Self> {
-        if let Some(folder) = path.parent() {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        }
-        match Self::with(path, FlockOperation::LockExclusive)? {
-            Some(lock) => Ok(lock),
-            None => Err(io::ErrorKind::WouldBlock.into()),
-        }
+        Self::wait(path, FlockOperation::LockExclusive)
+    }
+
+    /// The same for a lock that several hold at once, though nobody beside an exclusive one. It must not be
+    /// [removed](Self::remove): the others would hold a lock that nobody finds.
+    pub(crate) fn share(path: &Path) -> io::Result<Self> {
+        Self::wait(path, FlockOperation::LockShared)
     }
 
     /// Takes the lock if nobody holds it. The folder must exist.
@@ -42,6 +42,16 @@ impl FileLock {
         // One that stays does no harm: it is found and removed, or used again, later.
         if let Err(error) = fs::remove_file(&self.path) {
             tracing::debug!(path = %self.path.display(), %error, "could not remove a lock file");
+        }
+    }
+
+    fn wait(path: &Path, operation: FlockOperation) -> io::Result<Self> {
+        if let Some(folder) = path.parent() {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        }
+        match Self::with(path, operation)? {
+            Some(lock) => Ok(lock),
+            None => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
 
@@ -80,6 +90,18 @@ mod tests {
         let held = FileLock::acquire(&path).unwrap();
         assert!(FileLock::try_acquire(&path).unwrap().is_none());
         drop(held);
+        assert!(FileLock::try_acquire(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn shared_lock_has_several_holders_and_no_exclusive_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.lock");
+        let holders = [FileLock::share(&path).unwrap(), FileLock::share(&path).unwrap()];
+        for holder in holders {
+            assert!(FileLock::try_acquire(&path).unwrap().is_none());
+            drop(holder);
+        }
         assert!(FileLock::try_acquire(&path).unwrap().is_some());
     }
 

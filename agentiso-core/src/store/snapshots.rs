@@ -47,12 +47,13 @@ impl Store {
         })
     }
 
-    /// Whether the memory of a snapshot may hold an environment that an earlier owner of its workspace had set.
+    /// Whether the memory of a snapshot may hold an environment that an earlier owner of its workspace had set. Of one
+    /// that is in no record that cannot be told: it may.
     pub(crate) fn is_snapshot_inherited(&self, id: SnapshotId) -> Result<bool, StoreError> {
         self.read(|connection| {
             connection
                 .query_row(
-                    "SELECT EXISTS (SELECT 1 FROM snapshots WHERE id = ?1 AND inherited)",
+                    "SELECT NOT EXISTS (SELECT 1 FROM snapshots WHERE id = ?1 AND NOT inherited)",
                     [id.to_string()],
                     |row| row.get(0),
                 )

@@ -1,6 +1,8 @@
 use super::*;
 use crate::session::SessionUsage;
-use crate::types::{BaseId, GuestPort, HostPort, ImageName, Owner, Resources, WorkspaceId, WorkspaceName};
+use crate::types::{
+    BaseId, GuestPort, HostPort, ImageName, Owner, Resources, SnapshotId, WorkspaceId, WorkspaceName,
+};
 use crate::workspace::WorkspaceState;
 
 fn record(name: &str) -> WorkspaceRecord {
@@ -247,4 +249,24 @@ fn record_that_was_read_before_an_adoption_does_not_undo_it() {
 
     let now = store.get(stale.id).unwrap().unwrap();
     assert_eq!((now.owner, now.state), (Owner::Nobody, WorkspaceState::Running));
+}
+
+#[test]
+fn memory_of_a_snapshot_in_no_record_may_hold_an_earlier_owners_environment() {
+    let (_folder, store) = scratch();
+    let workspace = store.insert(record("p"), false).unwrap();
+    let snapshot = SnapshotRecord {
+        id: SnapshotId::random(),
+        workspace: workspace.id,
+        name: "s".to_owned(),
+        created_at: 1,
+        memory: true,
+        crash_consistent: false,
+        hidden: false,
+        ready: true,
+    };
+    store.insert_snapshot(&snapshot).unwrap();
+    assert!(!store.is_snapshot_inherited(snapshot.id).unwrap());
+    store.remove_snapshot(snapshot.id).unwrap();
+    assert!(store.is_snapshot_inherited(snapshot.id).unwrap());
 }

@@ -249,6 +249,7 @@ impl Engine {
     /// Removes everything a workspace has, in any state. What is gone already is no error, so that it can be repeated
     /// until it succeeds. The caller holds the lock and removes it.
     pub(super) async fn erase(&self, record: &mut WorkspaceRecord) -> Result<(), EngineError> {
+        self.wait_for_forks(record.id).await?;
         record.state = WorkspaceState::Destroying;
         self.save(record).await?;
         self.clear_machine(record).await?;
@@ -272,6 +273,7 @@ impl Engine {
         let engine = Arc::clone(self);
         self.finish(async move {
             let (lock, mut record) = engine.lock_record(id).await?;
+            engine.wait_for_forks(id).await?;
             // From here on whoever opens the state folder goes on with it.
             record.state = WorkspaceState::Destroying;
             engine.save(&record).await?;

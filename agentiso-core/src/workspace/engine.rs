@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::{Semaphore, watch};
 
 use super::info::{Isolation, WorkspaceState};
-use super::lock::WorkspaceLock;
+use super::lock::{ForksLock, WorkspaceLock};
 use super::pool;
 use crate::backends::Backends;
 use crate::channel::client::GuestClient;
@@ -159,14 +159,29 @@ impl Engine {
         let limit = self.config.lock_timeout;
         match WorkspaceLock::take(&self.layout.locks(), *id.as_uuid(), limit).await {
             Ok(Some(lock)) => Ok(lock),
-            Ok(None) => {
-                let workspace =
-                    self.record(id).await.map_or_else(|_| id.to_string(), |record| record.name.to_string());
-                Err(EngineError::Busy { workspace, waited: limit })
-            }
-            Err(source) => {
-                Err(EngineError::StateDir { path: self.layout.locks().display().to_string(), source })
-            }
+            Ok(None) => Err(self.busy(id).await),
+            Err(source) => Err(self.lock_failed(source)),
+        }
+    }
+
+    /// Who waited for a workspace's lock in vain.
+    async fn busy(&self, id: WorkspaceId) -> EngineError {
+        let workspace =
+            self.record(id).await.map_or_else(|_| id.to_string(), |record| record.name.to_string());
+        EngineError::Busy { workspace, waited: self.config.lock_timeout }
+    }
+
+    pub(super) fn lock_failed(&self, source: std::io::Error) -> EngineError {
+        EngineError::StateDir { path: self.layout.locks().display().to_string(), source }
+    }
+
+    /// Waits until the forks of a workspace that are on their way have begun: they read its memory. The caller holds
+    /// its lock, so that no more of them come.
+    pub(super) async fn wait_for_forks(&self, id: WorkspaceId) -> Result<(), EngineError> {
+        match ForksLock::wait(&self.layout.locks(), *id.as_uuid(), self.config.lock_timeout).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(self.busy(id).await),
+            Err(source) => Err(self.lock_failed(source)),
         }
     }
 

@@ -7,6 +7,7 @@ use tokio::{sync::Semaphore, task::JoinSet};
 use super::create::{Naming, Plan, Reserved};
 use super::engine::{Callers, Engine, caller};
 use super::info::{ForkFailure, ForkOrigin, ForkReport, ForkWorker, Standstill, WorkspaceState};
+use super::lock::ForksLock;
 use super::machine::Begin;
 use super::snapshot::{Draft, KeptMemory};
 use super::spec::{ForkSpec, MAX_FORKS};
@@ -56,6 +57,7 @@ impl Engine {
                 let name = snapshot.as_ref().map(|snapshot| snapshot.name.clone());
                 let origin = ForkOrigin { workspace_id: id, name: record.name.to_string(), snapshot: name };
                 let plan = fork_plan(&record, &spec, claimant, origin.clone());
+                let memory = engine.share_memory(id).await?;
                 // All of them may be had, under these names, before the parent stands still for any.
                 let forks = engine.enroll(&plan, spec.count).await?;
                 let point = match engine.fork_point(&record, snapshot, &spec).await {
@@ -66,9 +68,11 @@ impl Engine {
                 let mut boots = Boots::new(&engine, plan, callers);
                 engine.reserve_forks(&mut boots, forks).await;
                 engine.shorten_parent(&record).await;
-                // From here on the forks have disks of their own; their parent is free.
+                // From here on the forks have disks of their own; their parent is free for everything that leaves
+                // its memory alone.
                 drop(parent);
                 let mut report = boots.report(origin).await;
+                drop(memory);
                 report.standstill = point.standstill;
                 if point.snapshot.hidden {
                     engine.drop_fork_memory(&point.snapshot, report.success_count).await;
@@ -77,6 +81,12 @@ impl Engine {
             })
             .await;
         caller.received(report)
+    }
+
+    /// Has whoever would remove a workspace's memory wait for its forks.
+    async fn share_memory(&self, id: WorkspaceId) -> Result<ForksLock, EngineError> {
+        let taken = ForksLock::share(&self.layout.locks(), *id.as_uuid()).await;
+        taken.map_err(|source| self.lock_failed(source))
     }
 
     /// Gives each fork its disk, while the parent's lock keeps what they begin from, and lets it start.

@@ -95,10 +95,11 @@ impl Workspace {
         self.engine.pause(self.id, false).await
     }
 
-    /// Removes it with its disk and its snapshots, running or not. Forks of it live on.
+    /// Removes it with its disk and its snapshots, running or not. Forks of it live on; forks that are on their way are
+    /// waited for.
     ///
     /// # Errors
-    /// Something could not be removed; asking again, or opening the state folder again, tries again.
+    /// Forks were still on their way after `lock_timeout`: nothing is changed. Something could not be removed; asking again, or opening the state folder again, tries again.
     pub async fn destroy(&self) -> Result<(), EngineError> {
         self.engine.destroy(self.id).await
     }
@@ -165,15 +166,16 @@ impl Workspace {
     /// Records or disk cannot be read.
     pub async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, EngineError> {
         let record = self.engine.record(self.id).await?;
-        let usage = self.engine.backends.storage.usage(record.disk()).await?;
+        let usage = self.engine.disk_usage(&record).await?;
         self.engine.snapshot_infos(self.id, &usage.snapshots.into_iter().collect()).await
     }
 
     /// Goes back to a snapshot. One with memory: the machine runs on from there, processes and all. One without: a
     /// machine that runs is ended and boots from there. Snapshots that are newer are removed; the report names them.
+    /// Forks that are on their way are waited for.
     ///
     /// # Errors
-    /// No such snapshot, or its memory cannot be used here: nothing is changed. The machine does not start: the disk
+    /// Forks were still on their way after `lock_timeout`, no such snapshot, or its memory cannot be used here: nothing is changed. The machine does not start: the disk
     /// has been put back.
     pub async fn restore(&self, name: &str) -> Result<RestoreReport, EngineError> {
         self.restore_with(RestoreSpec { name: SnapshotName::new(name)?, disk_only: false }).await
@@ -316,13 +318,20 @@ impl Engine {
         }
     }
 
+    /// What a workspace's disk takes, also while somebody makes or destroys it: nobody asks for its lock to look.
+    async fn disk_usage(&self, record: &WorkspaceRecord) -> Result<DiskUsage, EngineError> {
+        match self.backends.storage.usage(record.disk()).await {
+            // Its disk is not made yet, or removed already, perhaps since the record was read.
+            Err(StorageError::NotFound { .. }) if self.record(record.id).await?.state.is_passing() => {
+                Ok(DiskUsage::default())
+            }
+            usage => Ok(usage?),
+        }
+    }
+
     async fn info(&self, id: WorkspaceId) -> Result<WorkspaceInfo, EngineError> {
         let record = self.record(id).await?;
-        let usage = match self.backends.storage.usage(record.disk()).await {
-            // Its disk is not made yet, or removed already.
-            Err(StorageError::NotFound { .. }) if record.state.is_passing() => DiskUsage::default(),
-            usage => usage?,
-        };
+        let usage = self.disk_usage(&record).await?;
         let memory = self.memory_usage(&record).await;
         Ok(WorkspaceInfo {
             summary: self.summary(&record),

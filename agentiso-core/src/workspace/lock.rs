@@ -1,4 +1,4 @@
-//! One lock for each workspace, shared by all processes that use the state folder.
+//! One lock for each workspace, and one more while forks of it begin, known to all processes that use the state folder.
 //!
 //! A lock is a [`FileLock`]: it dies with its holder. Reading takes none.
 
@@ -44,6 +44,69 @@ impl WorkspaceLock {
     }
 }
 
+/// What forks of a workspace share from before it stands still for them until all of them have begun. They are its
+/// lock's business no longer then, but still read its memory: whoever would remove that waits for them.
+///
+/// It is taken by who holds the workspace's own lock. Its file is there while forks begin, or after a process that was
+/// killed over it, until the workspace goes.
+#[derive(Debug)]
+pub(crate) struct ForksLock {
+    lock: Option<FileLock>,
+    path: PathBuf,
+}
+
+impl ForksLock {
+    /// Takes a share, until it is dropped.
+    pub(crate) async fn share(folder: &Path, id: Uuid) -> io::Result<Self> {
+        let path = forks_path(folder, id);
+        let held = path.clone();
+        // Nobody holds it alone for longer than a moment who does not hold the workspace's own lock.
+        let taken = tokio::task::spawn_blocking(move || FileLock::share(&held));
+        Ok(Self { lock: Some(taken.await.map_err(io::Error::other)??), path })
+    }
+
+    /// Waits until nobody has a share, up to the limit. Returns whether that is so.
+    pub(crate) async fn wait(folder: &Path, id: Uuid, limit: Duration) -> io::Result<bool> {
+        if Self::is_free(folder, id)? {
+            return Ok(true);
+        }
+        let path = forks_path(folder, id);
+        let waiting = tokio::task::spawn_blocking(move || FileLock::acquire(&path).map(FileLock::remove));
+        match tokio::time::timeout(limit, waiting).await {
+            Ok(joined) => joined.map_err(io::Error::other)?.map(|()| true),
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// Whether nobody has a share, now.
+    pub(crate) fn is_free(folder: &Path, id: Uuid) -> io::Result<bool> {
+        let path = forks_path(folder, id);
+        if !path.try_exists()? {
+            return Ok(true);
+        }
+        let lock = FileLock::try_acquire(&path)?;
+        Ok(lock.map(FileLock::remove).is_some())
+    }
+}
+
+impl Drop for ForksLock {
+    fn drop(&mut self) {
+        drop(self.lock.take());
+        // The last one takes the file along.
+        match FileLock::try_acquire(&self.path) {
+            Ok(Some(last)) => last.remove(),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::debug!(path = %self.path.display(), %error, "could not remove a lock file")
+            }
+        }
+    }
+}
+
+fn forks_path(folder: &Path, id: Uuid) -> PathBuf {
+    folder.join(format!("{id}.forks"))
+}
+
 fn lock_path(folder: &Path, id: Uuid) -> PathBuf {
     folder.join(format!("{id}.lock"))
 }
@@ -65,6 +128,32 @@ mod tests {
         drop(first);
 
         assert!(WorkspaceLock::take(folder.path(), id, LONG).await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn forks_are_waited_for_and_leave_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let (folder, id) = (folder.path(), Uuid::new_v4());
+        assert!(ForksLock::wait(folder, id, SHORT).await.unwrap());
+        let [one, two] =
+            [ForksLock::share(folder, id).await.unwrap(), ForksLock::share(folder, id).await.unwrap()];
+        for share in [one, two] {
+            assert!(!ForksLock::is_free(folder, id).unwrap());
+            assert!(!ForksLock::wait(folder, id, SHORT).await.unwrap());
+            drop(share);
+        }
+        assert!(ForksLock::wait(folder, id, LONG).await.unwrap());
+        assert!(!forks_path(folder, id).exists());
+    }
+
+    #[tokio::test]
+    async fn file_of_forks_that_were_killed_goes_with_the_next_look() {
+        let folder = tempfile::tempdir().unwrap();
+        let (folder, id) = (folder.path(), Uuid::new_v4());
+        std::fs::write(forks_path(folder, id), "").unwrap();
+        assert!(forks_path(folder, id).exists());
+        assert!(ForksLock::is_free(folder, id).unwrap());
+        assert!(!forks_path(folder, id).exists());
     }
 
     #[tokio::test]

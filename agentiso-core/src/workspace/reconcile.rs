@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::engine::Engine;
 use super::info::WorkspaceState;
-use super::lock::WorkspaceLock;
+use super::lock::{ForksLock, WorkspaceLock};
 use crate::backends::Backends;
 use crate::channel::ChannelRecord;
 use crate::error::EngineError;
@@ -88,6 +88,11 @@ impl Engine {
         // Of a workspace that was never finished, a first start included, nothing is kept.
         let unfinished = record.state == WorkspaceState::Starting && record.boot_time_ms.is_none();
         if abandoned || half_made || unfinished {
+            let locks = self.layout.locks();
+            if !ForksLock::is_free(&locks, *id.as_uuid()).map_err(|source| self.lock_failed(source))? {
+                // Whoever destroyed it was killed, and forks of it still begin: the next opener's.
+                return Ok(());
+            }
             self.clear_traces(traces.get(&id)).await?;
             self.erase(&mut record).await?;
             lock.remove();
@@ -258,9 +263,7 @@ impl Engine {
     }
 
     pub(super) fn try_lock(&self, id: Uuid) -> Result<Option<WorkspaceLock>, EngineError> {
-        let folder = self.layout.locks();
-        WorkspaceLock::try_take(&folder, id)
-            .map_err(|source| EngineError::StateDir { path: folder.display().to_string(), source })
+        WorkspaceLock::try_take(&self.layout.locks(), id).map_err(|source| self.lock_failed(source))
     }
 }
 

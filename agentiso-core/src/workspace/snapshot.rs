@@ -279,6 +279,8 @@ impl Engine {
                     true => Some(engine.begin_of(record, &snapshot).await?),
                     false => None,
                 };
+                // They may begin with what is newer and goes.
+                engine.wait_for_forks(id).await?;
                 let (state, _) = engine.present_state(record);
                 // What it holds is given up anyway: no need for it to shut down first.
                 engine.clear_machine(record).await?;

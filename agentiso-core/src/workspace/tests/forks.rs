@@ -1,9 +1,9 @@
 use std::time::Duration;
 
-use super::{Scene, create};
+use super::{Scene, create, eventually};
 use crate::testkit::Fault;
 use crate::types::{GuestPort, SnapshotName, WorkspaceName};
-use crate::{EngineError, ForkSpec, WorkspaceState};
+use crate::{EngineError, ForkSpec, Workspace, WorkspaceState};
 
 fn from_snapshot(count: u32) -> ForkSpec {
     ForkSpec { snapshot: Some(SnapshotName::new("s").unwrap()), count, ..ForkSpec::default() }
@@ -133,4 +133,54 @@ async fn abandoned_fork_leaves_only_the_parent() {
     assert!(abandoned.is_err());
     host.close().await;
     assert_eq!(host.list().await.unwrap().len(), 1);
+}
+
+/// Forks a running workspace and has its forks wait before they read its memory. Then `work` is done to it, and all forks
+/// must run.
+async fn forks_on_their_way_outlast(work: impl AsyncFnOnce(&Workspace)) {
+    let scene = Scene::new().await;
+    let host = scene.open().await;
+    let parent = create(&host, "p").await;
+    parent.snapshot("s").await.unwrap();
+    parent.exec("echo after > /note").await.unwrap();
+    let launched = scene.fakes.faults().count("hypervisor.launch");
+    for nth in [1, 2] {
+        scene.fakes.faults().arm("hypervisor.launch", nth, Fault::Delay(Duration::from_millis(300)));
+    }
+    let forking = tokio::spawn({
+        let parent = parent.clone();
+        async move { parent.fork(ForkSpec { count: 2, ..ForkSpec::default() }).await }
+    });
+    eventually("both are on their way", async || {
+        scene.fakes.faults().count("hypervisor.launch") == launched + 2
+    })
+    .await;
+
+    // What another opener does meanwhile changes nothing.
+    let (_, _) = tokio::join!(work(&parent), scene.open());
+
+    let report = forking.await.unwrap().unwrap();
+    assert_eq!((report.success_count, report.failure_count), (2, 0), "{report:?}");
+    for name in ["p-1", "p-2"] {
+        let fork = host.workspace(name).await.unwrap();
+        assert_eq!(fork.exec("cat /note").await.unwrap().stdout_text(), "after\n");
+    }
+    for left in host.list().await.unwrap() {
+        host.workspace(&left.name).await.unwrap().destroy().await.unwrap();
+    }
+    assert_eq!(scene.leftovers().await, [""; 0]);
+}
+
+#[tokio::test]
+async fn forks_on_their_way_run_although_their_parent_is_destroyed() {
+    forks_on_their_way_outlast(async |parent| parent.destroy().await.unwrap()).await;
+}
+
+#[tokio::test]
+async fn forks_on_their_way_run_although_their_parent_goes_back() {
+    forks_on_their_way_outlast(async |parent| {
+        parent.restore("s").await.unwrap();
+        assert_eq!(parent.exec("cat /note").await.unwrap().stdout_text(), "");
+    })
+    .await;
 }

@@ -245,3 +245,22 @@ async fn keep_makes_a_throwaway_stay() {
     assert!(!workspace.info().await.unwrap().summary.throwaway);
     assert!(WorkspaceName::new(workspace.name()).is_ok());
 }
+
+#[tokio::test]
+async fn workspace_that_goes_while_somebody_looks_is_told_as_gone() {
+    let scene = Scene::new().await;
+    let host = scene.open().await;
+    let workspace = create(&host, "w").await;
+    let looked = scene.fakes.faults().count("storage.usage");
+    scene.fakes.faults().arm("storage.usage", 1, Fault::Delay(Duration::from_millis(300)));
+    let looking = tokio::spawn({
+        let workspace = workspace.clone();
+        async move { workspace.info().await }
+    });
+    eventually("somebody looks", async || scene.fakes.faults().count("storage.usage") > looked).await;
+
+    workspace.destroy().await.unwrap();
+
+    let told = looking.await.unwrap();
+    assert!(matches!(told, Err(EngineError::NoSuchWorkspace { .. })), "{told:?}");
+}
