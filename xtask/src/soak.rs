@@ -36,6 +36,11 @@ const MOST_WORKSPACES: usize = 8;
 /// Longest time for one operation before it counts as hung, on a busy host that emulates CPUs.
 const OPERATION_LIMIT: Duration = Duration::from_secs(240);
 
+/// What no error may say, whoever was killed over what: that something is broken, or that a machine's memory or disk was
+/// taken away from beneath it.
+const BAD: [&str; 6] =
+    ["panicked", "damaged", "corrupt", "no memory image", "No such file or directory", "does not exist"];
+
 /// One in so many processes is killed.
 const KILLED: u64 = 6;
 
@@ -236,7 +241,7 @@ impl Soak {
             *lock(&self.refusals).entry(without_particulars(line)).or_default() += 1;
         }
         drop(tallies);
-        let is_bad = errors.contains("panicked") || errors.contains("damaged") || errors.contains("corrupt");
+        let is_bad = BAD.iter().any(|words| errors.contains(words));
         if is_bad || (status.signal().is_some() && status.signal() != Some(KILL)) {
             self.find(format!("{}: {status}: {errors}", words.join(" ")));
         }
