@@ -107,7 +107,7 @@ impl Client {
 
     fn write(&mut self) -> Result<(), Gone> {
         while !self.output.is_empty() {
-            match rustix::io::write(&self.socket, &self.output) {
+            match super::write_to_peer(&self.socket, &self.output) {
                 Ok(count) => drop(self.output.drain(..count)),
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(Errno::INTR) => {}

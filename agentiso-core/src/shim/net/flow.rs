@@ -213,7 +213,7 @@ impl Flow {
             }
         }
         while self.writable && socket.can_recv() {
-            let outcome = socket.recv(|bytes| match rustix::io::write(&self.host, &*bytes) {
+            let outcome = socket.recv(|bytes| match super::write_to_peer(&self.host, bytes) {
                 Ok(count) => (count, Ok(())),
                 Err(error) => (0, Err(error)),
             });

@@ -144,7 +144,7 @@ impl Outbound {
     /// Writes until nothing is left or the socket takes no more.
     pub(super) fn flush(&mut self, socket: &OwnedFd) -> io::Result<Progress> {
         while self.start < self.buffer.len() {
-            match rustix::io::write(socket, &self.buffer[self.start..]) {
+            match super::write_to_peer(socket, &self.buffer[self.start..]) {
                 Ok(count) => self.start += count,
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {

@@ -30,7 +30,12 @@ mod udp;
 #[cfg(test)]
 mod tests;
 
-use std::{io, os::fd::OwnedFd};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use rustix::{io::Errno, net::SendFlags};
 
 use self::{
     control::Control,
@@ -245,4 +250,9 @@ fn act(
             forwards: forwards.ports().iter().map(|(&guest, &host)| (guest, host)).collect(),
         },
     }
+}
+
+/// Writes to a socket whose other end may have gone: that is an error, and never a signal, in whatever program this runs.
+fn write_to_peer(socket: impl AsFd, bytes: &[u8]) -> Result<usize, Errno> {
+    rustix::net::send(socket, bytes, SendFlags::NOSIGNAL)
 }
