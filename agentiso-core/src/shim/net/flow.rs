@@ -212,8 +212,8 @@ impl Flow {
                 Err(_) => break,
             }
         }
-        while self.writable && socket.can_recv() {
-            let outcome = socket.recv(|bytes| match super::write_to_peer(&self.host, bytes) {
+        while self.writable && stack.socket().can_recv() {
+            let outcome = stack.receive(|bytes| match super::write_to_peer(&self.host, bytes) {
                 Ok(count) => (count, Ok(())),
                 Err(error) => (0, Err(error)),
             });
@@ -225,6 +225,7 @@ impl Flow {
                 Err(_) => break,
             }
         }
+        let socket = stack.socket();
         let guest_said_all =
             matches!(socket.state(), State::CloseWait | State::LastAck | State::Closing | State::TimeWait);
         if guest_said_all && !self.guest_ended && socket.recv_queue() == 0 {

@@ -11,7 +11,7 @@ use smoltcp::{
     phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken},
     socket::tcp,
     time::{Duration, Instant},
-    wire::{EthernetProtocol, HardwareAddress, IpCidr, IpEndpoint},
+    wire::{EthernetProtocol, HardwareAddress, IpCidr, IpEndpoint, Ipv4Packet, TcpPacket, TcpSeqNumber},
 };
 
 use super::link::Outbound;
@@ -25,6 +25,10 @@ pub(super) struct Stack {
     interface: Interface,
     sockets: SocketSet<'static>,
     handle: SocketHandle,
+    /// The number of the first byte that the machine may send which [`Stack::receive`] has not handed out. Unknown
+    /// until its SYN has come.
+    next: Option<TcpSeqNumber>,
+    buffer_bytes: usize,
 }
 
 impl Stack {
@@ -58,15 +62,44 @@ impl Stack {
         socket.set_nagle_enabled(false);
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let handle = sockets.add(socket);
-        Self { interface, sockets, handle }
+        Self { interface, sockets, handle, next: None, buffer_bytes }
     }
 
     pub(super) fn socket(&mut self) -> &mut tcp::Socket<'static> {
         self.sockets.get_mut(self.handle)
     }
 
+    /// Hands out bytes of the machine that came in order; `take` says how many of them it took.
+    ///
+    /// # Errors
+    /// There are none, and none will come.
+    pub(super) fn receive<R>(&mut self, take: impl FnOnce(&[u8]) -> (usize, R)) -> Result<R, tcp::RecvError> {
+        let (count, result) = self.socket().recv(|bytes| {
+            let (count, result) = take(bytes);
+            (count, (count, result))
+        })?;
+        self.next = self.next.map(|next| next + count);
+        Ok(result)
+    }
+
+    /// Whether a segment of the machine fits into the buffer. smoltcp takes the window of our SYN, which is not scaled,
+    /// for one that is, until the first segment after it: what it lets through then is more than its buffer
+    /// holds, and it panics. Nobody who keeps to the window that was said to them comes that far.
+    fn fits(&mut self, packet: &[u8]) -> bool {
+        let Some((start, is_syn, bytes)) = segment_of(packet) else { return false };
+        if matches!(self.socket().state(), tcp::State::Listen | tcp::State::SynSent) {
+            if is_syn {
+                self.next = Some(start + 1);
+            }
+            // Bytes that come with it are passed over.
+            return true;
+        }
+        bytes == 0 || self.next.is_some_and(|next| start + bytes <= next + self.buffer_bytes)
+    }
+
     /// Takes a packet in, if there is one, and sends what there is to send and room for.
     pub(super) fn poll(&mut self, now: Instant, packet: Option<&[u8]>, out: &mut Outbound) {
+        let packet = packet.filter(|packet| self.fits(packet));
         self.interface.poll(now, &mut Wire { packet, out: Some(out) }, &mut self.sockets);
         if self.socket().timeout().is_some() && self.socket().state() == tcp::State::Established {
             // From here on a machine may be paused for any time.
@@ -78,6 +111,13 @@ impl Stack {
     pub(super) fn delay(&mut self, now: Instant) -> Option<Duration> {
         self.interface.poll_delay(now, &self.sockets)
     }
+}
+
+/// Of a packet with a TCP segment: the number of its first byte, whether it is a SYN, and how many bytes it carries.
+fn segment_of(packet: &[u8]) -> Option<(TcpSeqNumber, bool, usize)> {
+    let packet = Ipv4Packet::new_checked(packet).ok()?;
+    let segment = TcpPacket::new_checked(packet.payload()).ok()?;
+    Some((segment.seq_number(), segment.syn(), segment.payload().len()))
 }
 
 /// Sequence numbers begin at random. Where the kernel has no randomness for us, the hasher's keys have some.

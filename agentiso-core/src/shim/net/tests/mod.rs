@@ -12,6 +12,7 @@ mod lab;
 mod link;
 mod outward;
 mod policy;
+mod stack;
 
 use std::{
     collections::BTreeMap,
