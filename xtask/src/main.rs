@@ -14,6 +14,7 @@ mod lab;
 mod leftovers;
 mod packages;
 mod readme;
+mod room;
 mod run;
 mod setup;
 mod soak;

@@ -14,6 +14,7 @@ use crate::homes::Seed;
 use crate::lab;
 use crate::leftovers;
 use crate::readme;
+use crate::room::{self, Need};
 use crate::run::{self, Done};
 use crate::setup;
 use crate::stages::{Counts, Outcome, Stages};
@@ -25,6 +26,12 @@ const VM_TESTS: &str = "vm*";
 const VM_FILTER: &str = "binary(/^vm/)";
 /// Tests in binaries whose names begin with `lab` are for the lab's host.
 const OTHER_FILTER: &str = "not binary(/^(vm|lab)/)";
+
+/// What all stages leave in the target folder, the machines of the tests that run at once included, in MiB. Measured.
+const TARGET_MIB: u64 = 12 * 1024;
+
+/// The same for temporary files.
+const TEMPORARY_MIB: u64 = 1024;
 
 const MUSL_TARGET: &str = "x86_64-unknown-linux-musl";
 
@@ -45,7 +52,7 @@ pub(crate) fn test(extent: Extent) -> Done {
     let run_folder = RunFolder::create(&work)?;
     let mut stages = Stages::default();
 
-    if !stages.run("setup", || setup::setup().into()) {
+    if !stages.run("setup", || setup::setup().and_then(|()| run_folder.has_room(&work)).into()) {
         return stages.summary();
     }
     stages.run("fmt", || run::run(run::cargo().args(["fmt", "--all", "--check"])).into());
@@ -289,6 +296,15 @@ impl RunFolder {
         let temporary = std::env::temp_dir().join(format!("agentiso-test-{}", std::process::id()));
         fs::DirBuilder::new().mode(0o755).create(&temporary).map_err(run::at("create", &temporary))?;
         Ok(Self { temporary, path })
+    }
+
+    /// Refuses where the disks would be full before the end.
+    fn has_room(&self, work: &Path) -> Done {
+        let target = work.parent().unwrap_or(work);
+        room::check(&[
+            Need { folder: target, mib: TARGET_MIB, what: "what is built and the tests' machines" },
+            Need { folder: &self.temporary, mib: TEMPORARY_MIB, what: "temporary files" },
+        ])
     }
 
     /// Has a program make its temporary files in here.
