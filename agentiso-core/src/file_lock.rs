@@ -1,7 +1,7 @@
 //! Locks between processes that die with their holder.
 //!
-//! A lock is a `flock` on a file, exclusive unless it is said to be shared. The kernel releases it when its holder dies, so there is no stale lock
-//! and nothing to break.
+//! A lock is a `flock` on a file, exclusive unless it is said to be shared. The kernel releases it when its holder
+//! dies, so there is no stale lock and nothing to break.
 
 use std::{
     fs::{self, File},

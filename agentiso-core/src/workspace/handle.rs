@@ -99,7 +99,8 @@ impl Workspace {
     /// waited for.
     ///
     /// # Errors
-    /// Forks were still on their way after `lock_timeout`: nothing is changed. Something could not be removed; asking again, or opening the state folder again, tries again.
+    /// Forks were still on their way after `lock_timeout`: nothing is changed. Something could not be removed; asking
+    /// again, or opening the state folder again, tries again.
     pub async fn destroy(&self) -> Result<(), EngineError> {
         self.engine.destroy(self.id).await
     }
@@ -175,8 +176,8 @@ impl Workspace {
     /// Forks that are on their way are waited for.
     ///
     /// # Errors
-    /// Forks were still on their way after `lock_timeout`, no such snapshot, or its memory cannot be used here: nothing is changed. The machine does not start: the disk
-    /// has been put back.
+    /// Forks were still on their way after `lock_timeout`, no such snapshot, or its memory cannot be used here: nothing
+    /// is changed. The machine does not start: the disk has been put back.
     pub async fn restore(&self, name: &str) -> Result<RestoreReport, EngineError> {
         self.restore_with(RestoreSpec { name: SnapshotName::new(name)?, disk_only: false }).await
     }

@@ -115,7 +115,7 @@ impl Engine {
             Ok(Some(lock)) => lock,
             Ok(None) => return Err(EngineError::Busy { workspace: template_name(id), waited: limit }),
             Err(source) => {
-                return Err(EngineError::StateDir { path: locks.display().to_string(), source });
+                return Err(self.lock_failed(source));
             }
         };
         if self.usable_template(id, image).await? {
@@ -262,10 +262,7 @@ impl Engine {
     }
 
     async fn try_discard(&self, id: Uuid) -> Result<(), EngineError> {
-        let locks = self.layout.locks();
-        let lock = WorkspaceLock::try_take(&locks, id)
-            .map_err(|source| EngineError::StateDir { path: locks.display().to_string(), source })?;
-        if let Some(lock) = lock {
+        if let Some(lock) = self.try_lock(id)? {
             self.discard_template(id).await?;
             lock.remove();
         }
