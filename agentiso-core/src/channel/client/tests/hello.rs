@@ -193,7 +193,7 @@ async fn guest_that_needs_two_seconds_to_answer_is_not_abandoned_for_ever() {
     assert!(result.is_ok(), "{result:?}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn read_only_request_goes_out_with_the_hello() {
     let client = client(|_, mut agent| async move {
         let nonce = agent.hello().await;
@@ -255,7 +255,7 @@ async fn command_is_sent_once_however_often_the_hello_was() {
     assert_eq!(requests.load(Ordering::SeqCst), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn command_goes_out_with_a_hello_that_says_so() {
     let client = client(|_, mut agent| async move {
         let nonce = agent.hello().await;
