@@ -1,8 +1,19 @@
 //! What a machine leaves, says and needs.
 
-use std::{os::unix::process::CommandExt, process::Command, time::Instant};
+use std::{
+    os::{
+        fd::OwnedFd,
+        unix::{
+            net::{UnixListener, UnixStream},
+            process::CommandExt,
+        },
+    },
+    process::Command,
+    time::Instant,
+};
 
 use agentiso_core::{
+    channel::ChannelDevice,
     hypervisor::{Hypervisor, HypervisorError, LaunchSpec, MachineLog, MachineStatus},
     testkit::contract::eventually,
 };
@@ -38,6 +49,24 @@ async fn guest_prints_to_the_console_log() {
     qemu.kill(&machine).await.unwrap();
     let log = std::fs::read_to_string(machine.run_dir.join("console.log")).unwrap();
     assert!(log.contains(guest::GREETING), "{log}");
+}
+
+/// Whoever wants something of a machine tries again and again while another process starts it.
+#[tokio::test(flavor = "multi_thread")]
+async fn machine_starts_although_others_connect_to_its_channel() {
+    let fixture = fixture!();
+    let qemu = fixture.qemu().await;
+    let spec = fixture.new_spec().await;
+    let ChannelDevice::Serial(slots) = &spec.channel else { unreachable!("it has slots") };
+    let connect = |slot: &OwnedFd| {
+        let slot = UnixListener::from(slot.try_clone().unwrap());
+        UnixStream::connect_addr(&slot.local_addr().unwrap()).unwrap()
+    };
+    let _impatient: Vec<_> = slots.iter().map(connect).collect();
+
+    let machine = qemu.launch(spec).await.unwrap();
+
+    qemu.kill(&machine).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,15 @@
 //! Whether a machine's process is confined as it was asked to be, seen from outside. Flags that a program sets on
 //! itself can fail silently; what the kernel says about the process is what holds.
 
-use std::{collections::HashSet, fs, io, os::unix::fs::MetadataExt, path::Path};
+use std::{
+    collections::HashSet,
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+/// Device and inode of a file.
+type Identity = (u64, u64);
 
 /// What a process should look like.
 #[derive(Debug)]
@@ -10,16 +18,23 @@ pub(super) struct Expected {
     pub(super) uid: u32,
     /// Whether it was started by root, who can empty what an ordinary user cannot.
     pub(super) by_root: bool,
-    /// Device and inode of every descriptor it was given.
-    pub(super) passed: HashSet<(u64, u64)>,
+    /// Every descriptor it was given.
+    pub(super) passed: HashSet<Identity>,
     /// Its limit of descriptors.
     pub(super) open_files: u64,
     /// The line of its group of cgroup v2, where it is limited.
     pub(super) group: Option<String>,
 }
 
-/// Sockets that a process may have beyond those it was given: the accepted connection on its control socket.
-const ACCEPTED_SOCKETS: usize = 1;
+/// The Unix sockets of this thread's network namespace, which is that of whoever connects to a machine. To read it takes some
+/// 50 µs for each machine of the host.
+const UNIX_SOCKETS: &str = "/proc/thread-self/net/unix";
+
+/// The flag of a socket that listens, in that table.
+const LISTENS: u32 = 1 << 16;
+
+/// How often descriptors are looked at in vain because some are closed meanwhile.
+const LOOKS: usize = 20;
 
 /// Kernel objects that a process can make without access to anything. KVM's are made from the device it was given.
 const OWN_OBJECTS: [&str; 6] = [
@@ -104,34 +119,103 @@ fn check_limits(limits: &str, expected: &Expected) -> Result<(), String> {
     Ok(())
 }
 
+/// Every descriptor must have been passed, be of the process's own making, or be a connection to a listening socket that was
+/// passed: other processes may try to reach the agent of a machine as soon as its sockets are there.
 fn check_descriptors(folder: &Path, expected: &Expected) -> Result<(), String> {
+    for _ in 0..LOOKS {
+        let connections = connections(folder, expected)?;
+        let table = fs::read_to_string(UNIX_SOCKETS)
+            .map_err(|error| format!("{UNIX_SOCKETS} cannot be read: {error}"))?;
+        let unknown: Vec<_> = connections
+            .iter()
+            .filter(|(_, (device, inode))| {
+                let listeners = |inode| expected.passed.contains(&(*device, inode));
+                !is_accepted(&table, *inode, listeners)
+            })
+            .collect();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        // A connection that has ended is not in the table.
+        if let Some((path, _)) = unknown.iter().find(|(path, id)| identity(path).is_ok_and(|now| now == *id))
+        {
+            return Err(not_given(&fs::read_link(path).unwrap_or_default()));
+        }
+    }
+    Err("its connections come and go faster than they can be looked at".to_owned())
+}
+
+/// The sockets in a folder of descriptors that were not passed.
+fn connections(folder: &Path, expected: &Expected) -> Result<Vec<(PathBuf, Identity)>, String> {
     let unreadable = |error: io::Error| format!("{} cannot be read: {error}", folder.display());
-    let mut accepted = HashSet::new();
+    let mut connections: Vec<(PathBuf, Identity)> = Vec::new();
     for entry in fs::read_dir(folder).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();
-        let (target, metadata) = match fs::read_link(&path).and_then(|link| Ok((link, fs::metadata(&path)?)))
-        {
+        let (target, id) = match fs::read_link(&path).and_then(|link| Ok((link, identity(&path)?))) {
             Ok(found) => found,
             Err(error) if is_gone(&error) => continue,
             Err(error) => return Err(unreadable(error)),
         };
-        if expected.passed.contains(&(metadata.dev(), metadata.ino())) {
+        let text = target.to_string_lossy();
+        if expected.passed.contains(&id) || OWN_OBJECTS.iter().any(|own| text.starts_with(own)) {
             continue;
         }
-        let target = target.to_string_lossy();
-        if OWN_OBJECTS.iter().any(|own| target.starts_with(own)) {
-            continue;
+        // The same connection twice is one that somebody handed out.
+        if !text.starts_with("socket:") || connections.iter().any(|(_, other)| *other == id) {
+            return Err(not_given(&target));
         }
-        let is_new_socket = target.starts_with("socket:") && accepted.insert(metadata.ino());
-        if !is_new_socket || accepted.len() > ACCEPTED_SOCKETS {
-            return Err(format!("it has a descriptor that it was not given: {target}"));
-        }
+        connections.push((path, id));
     }
-    Ok(())
+    Ok(connections)
+}
+
+fn not_given(target: &Path) -> String {
+    format!("it has a descriptor that it was not given: {}", target.display())
+}
+
+fn identity(path: &Path) -> io::Result<Identity> {
+    fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+/// Whether a socket was accepted from one that listens and was passed: it has that one's name. The other end of a connection
+/// has none, and nobody but QEMUs accepts at such names.
+fn is_accepted(table: &str, inode: u64, is_passed: impl Fn(u64) -> bool) -> bool {
+    let sockets = || table.lines().filter_map(UnixSocket::parse);
+    let Some(connection) = sockets().find(|socket| socket.inode == inode && !socket.listens) else {
+        return false;
+    };
+    sockets().any(|socket| socket.listens && socket.name == connection.name && is_passed(socket.inode))
+}
+
+/// A line of the table of Unix sockets that have a name.
+struct UnixSocket<'a> {
+    listens: bool,
+    inode: u64,
+    name: &'a str,
+}
+
+impl<'a> UnixSocket<'a> {
+    /// Number, references, protocol, flags, type, state, inode, name; the last may hold blanks, or not be there.
+    fn parse(line: &'a str) -> Option<Self> {
+        let mut fields = [""; 7];
+        let mut rest = line;
+        for field in &mut fields {
+            (*field, rest) = rest.split_once(' ').map(|(field, behind)| (field, behind.trim_start()))?;
+        }
+        let [_, _, _, flags, _, _, inode] = fields;
+        let flags = u32::from_str_radix(flags, 16).ok()?;
+        Some(Self { listens: flags & LISTENS != 0, inode: inode.parse().ok()?, name: rest })
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::net::{UnixListener, UnixStream},
+    };
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     const STATUS: &str = "Name:\tqemu\nUid:\t7\t7\t7\t7\nGid:\t7\t7\t7\t7\nGroups:\t \nCapInh:\t0000000000000000\n\
@@ -182,6 +266,78 @@ mod tests {
         check_group("1:cpu:/\n0::/agentiso/a\n", "0::/agentiso/a").unwrap();
         for groups in ["0::/agentiso/b\n", "0::/\n", "1:cpu:/agentiso/a\n", ""] {
             assert!(check_group(groups, "0::/agentiso/a").is_err(), "{groups}");
+        }
+    }
+
+    /// A process that has three descriptors, and what whoever runs the tests leaves open for their children.
+    struct Process(std::process::Child);
+
+    impl Process {
+        fn with([input, output, errors]: [OwnedFd; 3]) -> Self {
+            let mut sleep = std::process::Command::new("sleep");
+            let process = Self(sleep.arg("1000").stdin(input).stdout(output).stderr(errors).spawn().unwrap());
+            // It has the name once it has nothing of this process any more.
+            process.wait_until(|folder| fs::read(folder.join("comm")).unwrap() == b"sleep\n");
+            // Its libraries are closed when it sleeps.
+            process.wait_until(|folder| fs::read_to_string(folder.join("wchan")).unwrap().contains("sleep"));
+            process
+        }
+
+        fn wait_until(&self, is_so: impl Fn(&Path) -> bool) {
+            let begun = Instant::now();
+            while !is_so(&self.folder()) {
+                assert!(begun.elapsed() < Duration::from_secs(60), "it does not sleep");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+
+        fn folder(&self) -> PathBuf {
+            Path::new("/proc").join(self.0.id().to_string())
+        }
+
+        fn check(&self, passed: &OwnedFd) -> Result<(), String> {
+            let folder = self.folder().join("fd");
+            let mut all: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+            all.retain(|path| ["0", "1", "2"].iter().all(|ours| !path.ends_with(ours)));
+            all.push(PathBuf::from(format!("/proc/self/fd/{}", passed.as_raw_fd())));
+            let passed = all.iter().map(|path| identity(path).unwrap()).collect();
+            check_descriptors(&folder, &Expected { passed, ..expected() })
+        }
+    }
+
+    impl Drop for Process {
+        fn drop(&mut self) {
+            self.0.kill().unwrap();
+            self.0.wait().unwrap();
+        }
+    }
+
+    #[test]
+    fn connections_are_those_to_sockets_that_were_passed() {
+        let folder = tempfile::tempdir().unwrap();
+        let listen = |name: &str| UnixListener::bind(folder.path().join(name)).unwrap();
+        let (given, other) = (listen("a name"), listen("another"));
+        let connect = |listener: &UnixListener| {
+            let name = listener.local_addr().unwrap();
+            let client = UnixStream::connect_addr(&name).unwrap();
+            (client, OwnedFd::from(listener.accept().unwrap().0))
+        };
+        let (one, two, three, strange) = (connect(&given), connect(&given), connect(&given), connect(&other));
+        let given = OwnedFd::from(given);
+        let copy = |fd: &OwnedFd| fd.try_clone().unwrap();
+
+        Process::with([copy(&given), copy(&one.1), copy(&given)]).check(&given).unwrap();
+        Process::with([copy(&one.1), copy(&two.1), copy(&three.1)]).check(&given).unwrap();
+        for three in [
+            [copy(&one.1), copy(&two.1), copy(&strange.1)],
+            [copy(&one.1), copy(&two.1), one.0.into()],
+            [copy(&one.1), copy(&two.1), UnixStream::pair().unwrap().0.into()],
+            [copy(&one.1), copy(&given), copy(&one.1)],
+            [copy(&given), copy(&given), copy(&strange.1)],
+            [copy(&given), copy(&one.1), other.into()],
+        ] {
+            let complaint = Process::with(three).check(&given).unwrap_err();
+            assert!(complaint.contains("not given: socket:["), "{complaint}");
         }
     }
 
