@@ -2,11 +2,13 @@
 //! touched. `cargo xtask test` prepares the state folder; without one, or without root, the tests say so.
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
 
+#[path = "support/namespace.rs"]
+mod namespace;
+
 use std::{
     io::{BufRead, BufReader, Write},
     net::{Ipv4Addr, TcpStream},
     path::{Path, PathBuf},
-    process::Command,
     sync::Arc,
     time::Duration,
 };
@@ -23,7 +25,7 @@ use agentiso_core::{
     testkit,
     types::GuestPort,
 };
-use rustix::thread::UnshareFlags;
+use namespace::sh;
 
 /// How long an answer from within a machine may take: it runs under emulation, on a busy host.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -39,12 +41,6 @@ class Name(socketserver.BaseRequestHandler):
 socketserver.ThreadingTCPServer.allow_reuse_address = True
 socketserver.ThreadingTCPServer(('', 80), Name).serve_forever()
 ";
-
-fn sh(command: &str) -> String {
-    let output = Command::new("sh").args(["-ec", command]).output().unwrap();
-    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
 
 /// The prepared state folder, or why these tests cannot run.
 fn home() -> Result<PathBuf, &'static str> {
@@ -101,24 +97,13 @@ impl Folder {
     }
 }
 
-/// Runs a test in a namespace of its own, on threads that are all in there.
+/// Runs a test in a network namespace of its own.
 fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce(Folder) -> F + Send) {
     let home = match home() {
         Ok(home) => home,
         Err(reason) => return println!("skipped: {reason}"),
     };
-    let run = || {
-        // SAFETY: this flag concerns this thread's network alone; no memory or descriptor table is unshared.
-        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
-        sh("ip link set lo up");
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        runtime.block_on(test(Folder::new(&home)));
-    };
-    let result = std::thread::scope(|scope| scope.spawn(run).join());
-    if let Err(panic) = result {
-        std::panic::resume_unwind(panic);
-    }
+    namespace::run(|| test(Folder::new(&home)));
 }
 
 async fn run(workspace: &Workspace, line: &str) -> (bool, String) {
