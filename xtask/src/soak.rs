@@ -38,8 +38,16 @@ const OPERATION_LIMIT: Duration = Duration::from_secs(240);
 
 /// What no error may say, whoever was killed over what: that something is broken, or that a machine's memory or disk was
 /// taken away from beneath it.
-const BAD: [&str; 6] =
-    ["panicked", "damaged", "corrupt", "no memory image", "No such file or directory", "does not exist"];
+const BAD: [&str; 7] = [
+    "panicked",
+    "damaged",
+    "corrupt",
+    "no memory image",
+    "No such file or directory",
+    "does not exist",
+    // Whoever starts a machine has its lock: nobody disturbs it.
+    "did not start",
+];
 
 /// One in so many processes is killed.
 const KILLED: u64 = 6;
