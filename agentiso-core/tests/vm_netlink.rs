@@ -23,7 +23,7 @@ use agentiso_core::{
     network::netlink::{NetlinkConfig, NetlinkNetwork},
     storage::qcow2::{Qcow2Config, Qcow2Storage},
     testkit,
-    types::GuestPort,
+    types::{GuestPort, WorkspaceId},
 };
 use namespace::sh;
 
@@ -56,8 +56,12 @@ fn home() -> Result<PathBuf, &'static str> {
         .ok_or("there is no state folder with an image; `cargo xtask test` makes one")
 }
 
-/// A state folder of the test's own with what the prepared one has. The network's names follow from its id.
-struct Folder(tempfile::TempDir);
+/// A state folder of the test's own with what the prepared one has. Names of its network and of its processes follow from its
+/// id: another test with the same one, at the same time, would take them for what somebody left.
+struct Folder {
+    home: tempfile::TempDir,
+    state_id: String,
+}
 
 impl Folder {
     fn new(home: &Path) -> Self {
@@ -69,14 +73,14 @@ impl Folder {
              cp -al {home}/disks/bases {path}/disks/",
             home = home.display()
         ));
-        Self(folder)
+        Self { home: folder, state_id: WorkspaceId::random().as_uuid().simple().to_string() }
     }
 
     async fn open(&self) -> Host {
-        let home = self.0.path();
+        let home = self.home.path();
         let config = Config::at(home);
         let layout = Layout::new(home);
-        let state_id = "vmnetlink".to_owned();
+        let state_id = self.state_id.clone();
         let qemu = QemuConfig {
             state_dir: home.to_owned(),
             state_id: state_id.clone(),
