@@ -2,6 +2,9 @@
 //! test` prepares the state folder; without one the tests say so.
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails the test")]
 
+#[path = "support/process.rs"]
+mod process;
+
 use std::{
     path::PathBuf,
     time::{Duration, Instant},
@@ -10,6 +13,8 @@ use std::{
 use agentiso_core::channel::client::{CollectOptions, ExecSpec, GuestClient};
 use agentiso_core::hypervisor::MachineLog;
 use agentiso_core::{Config, Host, Workspace, WorkspaceSpec, WorkspaceState};
+
+use self::process::{descriptors, status};
 
 /// Most bytes of a machine's log (docs/threat-model.md).
 const LOG_BYTES: usize = 256 * 1024;
@@ -45,12 +50,6 @@ async fn works(guest: &GuestClient) {
     assert_eq!(output.as_deref(), Some("fine\n"), "the other machine, after {:?}", begun.elapsed());
 }
 
-fn status(pid: u32, field: &str) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
 /// What root in the guest can do to the channel, the console, the disk and the memory.
 #[tokio::test]
 async fn root_in_a_guest_costs_the_host_no_more_than_its_machine() {
@@ -58,10 +57,8 @@ async fn root_in_a_guest_costs_the_host_no_more_than_its_machine() {
     let (neighbour, other) = machine(&host).await;
     let (workspace, guest) = machine(&host).await;
     let pid = workspace.info().await.unwrap().pid.unwrap();
-    let begin =
-        |what: &str| std::fs::read_dir(format!("/proc/{pid}/fd")).map(|all| (what.to_owned(), all.count()));
-    let (_, open) = begin("before").unwrap();
-    let own = status(std::process::id(), "VmRSS:");
+    let open = descriptors(pid).unwrap();
+    let own = status(std::process::id(), "VmRSS:").unwrap();
 
     // The agent's ports are the agent's: nobody else speaks to the host through them.
     let line =
@@ -92,9 +89,9 @@ async fn root_in_a_guest_costs_the_host_no_more_than_its_machine() {
     works(&other).await;
     works(&guest).await;
 
-    let (_, now) = begin("after").unwrap();
+    let now = descriptors(pid).unwrap();
     assert!(now <= open + 8, "descriptors of QEMU went from {open} to {now}");
-    let grown = status(std::process::id(), "VmHWM:").saturating_sub(own);
+    let grown = status(std::process::id(), "VmHWM:").unwrap().saturating_sub(own);
     assert!(grown < 64 * 1024, "this process grew by {grown} KiB");
     workspace.destroy().await.unwrap();
     works(&other).await;

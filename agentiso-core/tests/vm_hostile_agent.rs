@@ -6,6 +6,8 @@
 mod homes;
 #[path = "hostile_agent/operations.rs"]
 mod operations;
+#[path = "support/process.rs"]
+mod process;
 
 use std::{
     fs,
@@ -21,7 +23,10 @@ use agentiso_core::types::Resources;
 use agentiso_core::{Config, Host, Workspace, WorkspaceSpec, WorkspaceState};
 use tokio::task::JoinSet;
 
-use self::operations::operations;
+use self::{
+    operations::operations,
+    process::{descriptors, status},
+};
 
 /// How the agents misbehave, and what comes of operations on their machines.
 const MODES: [(&str, Expected); 13] = [
@@ -149,16 +154,6 @@ async fn works(guest: &GuestClient) {
     );
 }
 
-fn status(pid: u32, field: &str) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find(|line| line.starts_with(field))?;
-    line.split_whitespace().nth(1)?.parse().ok()
-}
-
-fn descriptors(pid: u32) -> usize {
-    fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
-}
-
 /// Tells a machine's agent to misbehave, tries everything on it, and ends it.
 async fn survive(
     workspace: Workspace,
@@ -167,7 +162,7 @@ async fn survive(
     expected: Expected,
 ) -> &'static str {
     let pid = workspace.info().await.unwrap().pid.unwrap();
-    let open = descriptors(pid);
+    let open = descriptors(pid).unwrap_or(0);
     let spec = ExecSpec::program(["agentiso-hostile", mode]);
     let told = guest.exec_collect(spec, CollectOptions::default()).await.unwrap();
     assert!(told.success(), "there is no mode {mode}");
@@ -199,7 +194,7 @@ async fn survive(
         assert_eq!((summary.state, summary.crashed), (WorkspaceState::Stopped, true), "{mode}");
     }
 
-    let now = descriptors(pid);
+    let now = descriptors(pid).unwrap_or(0);
     assert!(now <= open + 8, "{mode}: descriptors of QEMU went from {open} to {now}");
     if let Some(resident) = status(pid, "VmRSS:") {
         let most = OVERHEAD_KIB + 256 * 1024;
@@ -238,7 +233,8 @@ async fn agent_that_misbehaves_as_process_1_costs_the_host_no_more_than_its_mach
     println!("machines after {:?}", begun.elapsed());
     let own = std::process::id();
     fs::write("/proc/self/clear_refs", "5").unwrap();
-    let before = (status(own, "VmRSS:").unwrap(), status(own, "Threads:").unwrap(), descriptors(own));
+    let before =
+        (status(own, "VmRSS:").unwrap(), status(own, "Threads:").unwrap(), descriptors(own).unwrap());
 
     let mut modes = JoinSet::new();
     for ((workspace, guest), (mode, expected)) in machines.into_iter().zip(MODES) {
@@ -267,6 +263,6 @@ async fn agent_that_misbehaves_as_process_1_costs_the_host_no_more_than_its_mach
     neighbour.destroy().await.unwrap();
     host.close().await;
     good_host.close().await;
-    let open = descriptors(own);
+    let open = descriptors(own).unwrap();
     assert!(open <= before.2 + 2, "descriptors went from {} to {open}", before.2);
 }

@@ -5,6 +5,8 @@
 mod homes;
 #[path = "support/namespace.rs"]
 mod namespace;
+#[path = "support/process.rs"]
+mod process;
 
 use std::{
     io::{Read, Write},
@@ -17,6 +19,8 @@ use std::{
 use agentiso_core::channel::client::{CollectOptions, ExecSpec, GuestClient, WriteOptions};
 use agentiso_core::types::{GuestPort, WorkspaceId};
 use agentiso_core::{Config, Host, PolicyChange, Workspace, WorkspaceSpec};
+
+use self::process::{descriptors, status};
 
 /// What sends the frames.
 const PEER: &[u8] = include_bytes!("support/hostile_peer.py");
@@ -56,7 +60,8 @@ impl Victim {
         let guest = workspace.guest().await.unwrap();
         guest.write_file("/root/peer.py", WriteOptions::default(), &mut &PEER[..]).await.unwrap();
         let network = network_of(workspace.id());
-        let (memory_kib, descriptors) = (memory(network, "VmRSS:"), descriptors(network));
+        let memory_kib = status(network, "VmRSS:").unwrap();
+        let descriptors = descriptors(network).unwrap();
         Self { workspace, guest, network, memory_kib, descriptors }
     }
 
@@ -67,11 +72,11 @@ impl Victim {
     }
 
     /// Makes sure that its network is the process that it was, and has grown no more than it may.
-    async fn end(self, connections: usize) {
+    async fn end(self) {
         assert_eq!(network_of(self.workspace.id()), self.network, "it is another process");
-        let (memory, now) = (memory(self.network, "VmHWM:"), descriptors(self.network));
+        let (memory, now) = (status(self.network, "VmHWM:").unwrap(), descriptors(self.network).unwrap());
         assert!(memory <= self.memory_kib + GROWTH_KIB, "from {} to {memory} KiB", self.memory_kib);
-        assert!(now <= self.descriptors + connections, "descriptors went from {} to {now}", self.descriptors);
+        assert!(now <= self.descriptors + CONNECTIONS, "descriptors went from {} to {now}", self.descriptors);
         self.workspace.destroy().await.unwrap();
     }
 }
@@ -88,16 +93,6 @@ fn network_of(id: WorkspaceId) -> u32 {
     let found: Vec<_> = processes.filter(|process| is_it(process)).collect();
     let [process] = &found[..] else { panic!("the network of {id}: {found:?}") };
     process.file_name().unwrap().to_str().unwrap().parse().unwrap()
-}
-
-fn memory(process: u32, field: &str) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
-fn descriptors(process: u32) -> usize {
-    std::fs::read_dir(format!("/proc/{process}/fd")).unwrap().count()
 }
 
 /// Everything that comes on a connection until it is closed.
@@ -156,7 +151,7 @@ async fn connections_of_the_host_survive_what_the_machine_sends() {
     assert_eq!(victim.run(honest).await, "ready\n");
     let page = said_by(port, b"GET /ostype HTTP/1.0\r\n\r\n").await;
     assert!(page.starts_with("HTTP/1.0 200 OK") && page.ends_with("Linux\n"), "{page}");
-    victim.end(CONNECTIONS).await;
+    victim.end().await;
     host.close().await;
 }
 
@@ -178,7 +173,7 @@ impl Drop for Home {
 }
 
 /// A server in a network namespace of its own, with a cable to this one. Tells what came on each connection.
-fn outside(connections: usize) -> Receiver<String> {
+fn outside() -> Receiver<String> {
     let (says_where, hears_where) = channel();
     let (says_plugged, hears_plugged) = channel();
     let (says_ready, hears_ready) = channel();
@@ -190,7 +185,7 @@ fn outside(connections: usize) -> Receiver<String> {
         namespace::sh(&format!("ip address add {OUTSIDE}/24 dev out; ip link set out up"));
         let server = TcpListener::bind((OUTSIDE, 80)).unwrap();
         says_ready.send(()).unwrap();
-        for connection in server.incoming().take(connections) {
+        for connection in server.incoming().take(CONNECTIONS) {
             tells.send(all_of(connection.unwrap())).unwrap();
         }
     });
@@ -215,7 +210,7 @@ fn connections_to_the_outside_survive_what_the_machine_sends() {
     namespace::run(async || {
         let own = Home(homes::folder_beside(&home, "hostile-network-"));
         homes::bring(&home, own.0.path(), &["-al"]);
-        let told = outside(CONNECTIONS);
+        let told = outside();
         let host = Host::open(own.config()).await.unwrap();
         let victim = Victim::create(&host).await;
         let internet = PolicyChange { allow_internet: Some(true), ..PolicyChange::default() };
@@ -229,7 +224,7 @@ fn connections_to_the_outside_survive_what_the_machine_sends() {
             is_fine(number, &came);
         }
         assert_eq!(said, "");
-        victim.end(CONNECTIONS).await;
+        victim.end().await;
         host.close().await;
     });
 }

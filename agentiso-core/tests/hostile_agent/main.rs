@@ -8,6 +8,8 @@
 #[path = "../guest_client/agent.rs"]
 mod agent;
 mod operations;
+#[path = "../support/process.rs"]
+mod process;
 
 use std::{
     path::{Path, PathBuf},
@@ -21,6 +23,7 @@ use tokio::task::JoinSet;
 
 use self::agent::{Agent, wait_for};
 use self::operations::{Tried, operations};
+use self::process::{descriptors, status};
 
 /// Longest time for an operation on the machine that behaves.
 const NEIGHBOUR_LIMIT: Duration = Duration::from_secs(20);
@@ -55,16 +58,6 @@ fn hostile_program() -> &'static Path {
     })
 }
 
-fn status(field: &str) -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
-fn descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd").unwrap().count()
-}
-
 async fn tell(agent: &Agent, mode: &str) {
     let spec = ExecSpec::program(["agentiso-hostile", mode]);
     let told = agent.client.exec_collect(spec, CollectOptions::default()).await.unwrap();
@@ -79,7 +72,9 @@ async fn survive(mode: &str) -> Vec<Tried> {
     neighbour.client.ping().await.unwrap();
     tell(&agent, mode).await;
     std::fs::write("/proc/self/clear_refs", "5").unwrap();
-    let (memory, threads, open) = (status("VmRSS:"), status("Threads:"), descriptors());
+    let pid = std::process::id();
+    let own = |field| status(pid, field).unwrap();
+    let (memory, threads, open) = (own("VmRSS:"), own("Threads:"), descriptors(pid).unwrap());
 
     let mut tries = JoinSet::new();
     for _ in 0..ROUNDS {
@@ -102,7 +97,7 @@ async fn survive(mode: &str) -> Vec<Tried> {
     assert_eq!(output.unwrap().stdout_text(), "fine\n");
     assert!(begun.elapsed() < NEIGHBOUR_LIMIT, "another machine took {:?}", begun.elapsed());
 
-    let (peak, now) = (status("VmHWM:"), status("Threads:"));
+    let (peak, now) = (own("VmHWM:"), own("Threads:"));
     println!(
         "{mode}: {} KiB more at most, {served} commands of the neighbour meanwhile",
         peak.saturating_sub(memory)
@@ -110,7 +105,7 @@ async fn survive(mode: &str) -> Vec<Tried> {
     assert!(peak < memory + MEMORY_KIB, "memory went from {memory} to {peak} KiB");
     assert!(now <= threads + 8, "threads went from {threads} to {now}");
     drop((client, agent));
-    wait_for("descriptors are given back", || descriptors() <= open + 2);
+    wait_for("descriptors are given back", || descriptors(pid).unwrap() <= open + 2);
     results
 }
 

@@ -18,6 +18,7 @@ use super::{
     launch::{RAM, Restore, launch_error},
     memory::image::{Image, Images, Shape},
     monitor,
+    verify::Identity,
 };
 use crate::{
     channel::ChannelDevice,
@@ -30,7 +31,7 @@ use crate::{
 /// What the process inherits, and what it will look like from outside.
 pub(super) struct Inheritance {
     pub(super) detached: Detached,
-    pub(super) identities: HashSet<(u64, u64)>,
+    pub(super) identities: HashSet<Identity>,
 }
 
 impl Inheritance {
@@ -45,8 +46,8 @@ impl Inheritance {
     }
 }
 
-/// Device and inode of what a descriptor names.
-pub(super) fn identity(fd: &impl AsFd) -> io::Result<(u64, u64)> {
+/// What a descriptor names.
+pub(super) fn identity(fd: &impl AsFd) -> io::Result<Identity> {
     let metadata = File::from(fd.as_fd().try_clone_to_owned()?).metadata()?;
     Ok((metadata.dev(), metadata.ino()))
 }

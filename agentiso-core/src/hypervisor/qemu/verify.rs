@@ -9,7 +9,7 @@ use std::{
 };
 
 /// Device and inode of a file.
-type Identity = (u64, u64);
+pub(super) type Identity = (u64, u64);
 
 /// What a process should look like.
 #[derive(Debug)]
